@@ -60,7 +60,10 @@ def calibration() -> Path:
 
 
 def heldout(name: str) -> Path:
-    """Return a held-out file, none of which the models were trained on.
+    """Return a file of the held-out sets.
+
+    Combinations are held out, not words; facts (`knowledge_mc.jsonl`) are asked as they were
+    taught, so that file measures memory.
 
     name  one of `HELDOUT`: plain text (`.txt`) or one JSON object a line (`.jsonl`)
 
