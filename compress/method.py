@@ -5,14 +5,29 @@ It declares the statistics it needs and never hooks a model: the driver gathers 
 once for all who ask.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from types import FunctionType
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import Tensor
 
+from unicomp.compress.patterns import Pattern, matches
 from unicomp.kernels.packed import PackedTensor, Scheme
+
+PER_CHANNEL = -1
+LEAST_GROUP = 8
+LARGEST_GROUP = 1 << 20
 
 
 class Need(StrEnum):
@@ -27,7 +42,7 @@ class Stats:
     """The statistics of one linear layer's input.
 
     tokens   how many tokens reached the layer
-    hessian  float32 [in, in], mean of x.xT over those tokens; x comes from the compressed layers before
+    hessian  float32 [in, in], mean of x.xT over those tokens; x from the compressed layers before
     cross    float32 [in, in], mean of (x_original - x).xT, x_original from the uncompressed model
     """
 
@@ -40,12 +55,12 @@ class Stats:
 class Solution:
     """A quantized weight and what is known of its error, row by row so that it can be split.
 
-    Errors are squared output errors summed over tokens' mean: diag(E H ET), E = weight - dequantized.
+    Errors are squared output errors, mean over tokens: diag(E H ET), E = weight - dequantized.
 
     error      float32 [out], with the undamped hessian
     rounding   float32 [out], the same error of round-to-nearest on the same bits and groups
     reference  float32 [out], diag(W H WT), what the errors are relative to
-    predicted  float32 [out], expected error from the pivots before any rounding; None without pivots
+    predicted  float32 [out], expected error from the pivots before rounding; None without pivots
     clipped    int64 [out], codes that hit the end of the range
     damp       fraction of the mean diagonal that was added; None without a hessian
     """
@@ -60,16 +75,125 @@ class Solution:
 
 
 class Method(BaseModel):
-    """Options of a method; every field is a key of its recipe stage."""
+    """Options of a method; every field is a key of its recipe stage.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A subclass adds fields and fills in what its verb's class declares; another public function
+    would never be called, so it is refused when the class is made.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse public functions that no base class declares."""
+        if cls.__module__ == __name__:
+            return
+        known = {name for base in cls.__mro__[1:] for name in vars(base)}
+        for name, value in vars(cls).items():
+            public = not name.startswith("_") and name not in known
+            if public and isinstance(value, FunctionType | classmethod | staticmethod | property):
+                raise TypeError(
+                    f"`{cls.__name__}.{name}`: a method has no such function; "
+                    "misspelt, or private and then `_` first"
+                )
+
+
+def _group_size(value: int) -> int:
+    if value != PER_CHANNEL and value < LEAST_GROUP:
+        raise ValueError(
+            f"input should be {PER_CHANNEL} (one group per row) or at least {LEAST_GROUP}"
+        )
+    return value
+
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+GroupSize = Annotated[
+    int,
+    Field(le=LARGEST_GROUP),
+    AfterValidator(_group_size),
+    WithJsonSchema(
+        {
+            "type": "integer",
+            "anyOf": [
+                {"const": PER_CHANNEL},
+                {"minimum": LEAST_GROUP, "maximum": LARGEST_GROUP},
+            ],
+        }
+    ),
+]
+Patterns = Annotated[tuple[Pattern, ...], Strict(False)]  # a list in a recipe
+
+
+class Override(BaseModel):
+    """What is different for the modules of one pattern; None: as the stage says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.bits is None and self.group_size is None and self.symmetric is None:
+            raise ValueError("give `bits`, `group_size` or `symmetric`")
+        return self
 
 
 class QuantizeMethod(Method):
     """A method of the verb `quantize`: one linear weight in, codes and scales out."""
 
-    def solve(self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object) -> Solution:
+    bits: Bits = Field(4, description="bits per weight, 2 to 8")
+    group_size: GroupSize = Field(
+        128, description="input columns that share a scale; -1: one scale per output row"
+    )
+    symmetric: bool = Field(True, description="no zero point")
+    scale_search: Literal["minmax", "mse"] = Field(
+        "mse",
+        description="how a group's scale is found: by its extremes, or by least squared error",
+    )
+    modules: Mapping[Pattern, Override] = Field(
+        default_factory=dict,
+        description="other bits, group_size or symmetric by module: a full name, its last part, "
+        "or `re:` and a regular expression for the full name; the first that matches counts",
+    )
+    ignore: Patterns = Field(
+        ("lm_head",),
+        description="modules left as they are, by the same patterns; wins over `modules`",
+    )
+
+    def scheme(self, module: str) -> Scheme | None:
+        """Return how the module of this full name is to be quantized, or None if it is ignored."""
+        if any(matches(pattern, module) for pattern in self.ignore):
+            return None
+        found = next((o for p, o in self.modules.items() if matches(p, module)), None)
+        if found is None:
+            return Scheme(self.bits, self.group_size, self.symmetric)
+        return Scheme(
+            self.bits if found.bits is None else found.bits,
+            self.group_size if found.group_size is None else found.group_size,
+            self.symmetric if found.symmetric is None else found.symmetric,
+        )
+
+    def unmatched(self, modules: Collection[str]) -> list[tuple[str, str]]:
+        """Return (`modules` or `ignore`, pattern) of every pattern that means none of the modules.
+
+        `lm_head` under `ignore` never is: it is the default, and a tied head is no module.
+        """
+        asked = [("modules", pattern) for pattern in self.modules]
+        asked += [("ignore", pattern) for pattern in self.ignore if pattern != "lm_head"]
+        return [
+            (key, pattern)
+            for key, pattern in asked
+            if not any(matches(pattern, module) for module in modules)
+        ]
+
+    def solve(
+        self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
+    ) -> Solution:
         """Quantize one weight; see the method's file."""
         raise NotImplementedError
