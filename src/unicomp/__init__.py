@@ -1,3 +1,39 @@
-"""Compress Hugging Face checkpoints, and prove what was lost."""
+"""Compress Hugging Face checkpoints, and prove what was lost.
+
+`load`, `plan`, `run` and `score` are the commands without words. Each is imported when it is first
+used, so that `import unicomp`, and with it every command's `--help`, stays free of torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unicomp.evaluate.score import score as score
+    from unicomp.kernels.load import load as load
+    from unicomp.recipes.plan import plan as plan
+    from unicomp.recipes.run import run as run
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "load", "plan", "run", "score"]
+
+_HOMES = {
+    "load": "unicomp.kernels.load",
+    "plan": "unicomp.recipes.plan",
+    "run": "unicomp.recipes.run",
+    "score": "unicomp.evaluate.score",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module `unicomp` has no attribute `{name}`")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,59 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+# They need python 3.11 or later with pip and venv, and the package index on the first run.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= out/quickstart
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v) 2>/dev/null)) python3)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow test-all lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      quantize the embedded model to int4 and print it beside the base"
+	@echo "make test      the tests that need no GPU, no network and little time"
+	@echo "make test-all  those and the slow ones (test-slow: only the slow ones)"
+	@echo "make lint      ruff and mypy, changing nothing"
+	@echo "make format    let ruff rewrite what it can"
+	@echo "make setup     only the virtual environment, in $(VENV)"
+	@echo "make clean     remove what these made"
+
+setup: $(STAMP)
+
+# Set up again only when what is installed would change; the install itself is editable.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: python 3.11 or later is needed, and \`$(PYTHON)\` is not" >&2; \
+		echo "hint: name one: \`make PYTHON=/path/to/python3.12 ...\`" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "hint: some systems ship venv apart, as python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/unicomp run quickstart --out $(OUT) --overwrite
+
+test: $(STAMP)
+	$(PYTEST) -q -m "not slow and not gpu and not network"
+
+test-slow: $(STAMP)
+	$(PYTEST) -q -m "slow and not gpu and not network"
+
+test-all: test test-slow
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) build dist out src/unicomp.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find cli compress evaluate kernels recipes src tests benchmarks examples \
+		-name __pycache__ -type d -prune -exec rm -rf {} +
