@@ -1,0 +1,133 @@
+"""Nearest plane over the columns of a weight: the one loop of every second-order method.
+
+Columns are visited in the factor's order. Each column's target is its weight plus what the errors
+already made would like it to be; a `Choice` says which value is taken instead (a point of a
+quantization grid, a zero of a mask), and the difference joins the errors. All rows go together:
+they share the factor and nothing else.
+
+The work is left-looking and recursive: a block's targets come from one matrix product with all
+errors before it, and within a block the same again by halves, so few vector products remain.
+
+Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorem 4: the same integers as GPTQ
+(arXiv:2210.17323, algorithm 1), which keeps updated weights and needs the inverse Hessian.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unicomp.compress import grid
+from unicomp.compress.grid import Grid
+from unicomp.compress.linalg import Factor
+from unicomp.kernels.packed import PackedTensor, Scheme
+
+LEAF = 8
+
+
+class Choice(Protocol):
+    """What is taken instead of a column's target."""
+
+    def pick(self, step: int, target: Tensor, column: Tensor) -> None:
+        """Choose the values of one column.
+
+        step    position in the factor's order
+        target  [rows], what the column should be, given the errors so far; not to be modified
+        column  [rows], holds the weights; must hold weights minus chosen values on return
+        """
+
+    def close(self, start: int, stop: int) -> None:
+        """Be told that the steps `start:stop` are done."""
+
+
+def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size: int) -> Tensor:
+    """Choose every column's values in the factor's order.
+
+    columns  [in, rows], contiguous: the transposed weight in the factor's order; on return it
+             holds weights minus chosen values
+    returns  [rows], squared error of each row under the damped Hessian, from the pivots
+    """
+    size, rows = columns.shape
+    block_size = min(block_size, size)
+    targets = columns.new_empty(block_size, rows)
+    weights = columns.new_empty(block_size, rows)
+    error = columns.new_zeros(rows)
+    for start in range(0, size, block_size):
+        stop = min(start + block_size, size)
+        block = columns[start:stop]
+        goal = targets[: stop - start]
+        before = weights[: stop - start].copy_(block)
+        if start:
+            torch.addmm(block, factor.unit[:start, start:stop].T, columns[:start], out=goal)
+        else:
+            goal.copy_(block)
+        unit = factor.unit[start:stop, start:stop].T.contiguous()
+        _walk(goal, block, unit, choice, start)
+        choice.close(start, stop)
+        goal -= before
+        goal += block
+        error += factor.pivots[start:stop] @ goal.square_()
+    return error
+
+
+def _walk(goal: Tensor, block: Tensor, unit: Tensor, choice: Choice, step: int) -> None:
+    """Choose the columns of one block, whose targets lack only each other's errors."""
+    size = goal.shape[0]
+    if size > LEAF:
+        half = (size + 1) // 2
+        _walk(goal[:half], block[:half], unit[:half, :half], choice, step)
+        goal[half:].addmm_(unit[half:, :half], block[:half])
+        _walk(goal[half:], block[half:], unit[half:, half:], choice, step + half)
+        return
+    for i in range(size):
+        if i:
+            goal[i : i + 1].addmm_(unit[i : i + 1, :i], block[:i])
+        choice.pick(step + i, goal[i], block[i])
+
+
+class Rounding:
+    """The choice of a quantizer: the nearest point of the column's grid."""
+
+    def __init__(self, found: Grid, scheme: Scheme, order: Tensor, *, clip: bool = True) -> None:
+        """Prepare the grid of each step.
+
+        order  int64 [in], the factor's order
+        clip   False: codes may leave the grid's range, as the error bound assumes; for tests
+        """
+        rows = found.scale.shape[0]
+        self._found, self._scheme, self._order = found, scheme, order
+        self._low, self._high = (found.low, found.high) if clip else (-128, 127)
+        self._group = grid.group_of(order.shape[0], scheme, order.device)[order].tolist()
+        self._scale = found.scale.T.contiguous().unbind(0)
+        self._inverse = found.scale.T.reciprocal().contiguous().unbind(0)
+        self._zero = None if found.zero is None else found.zero.T.contiguous().unbind(0)
+        self._raw = found.scale.new_empty(order.shape[0], rows)
+        self._kept = torch.empty_like(self._raw)
+        self.codes = torch.empty(order.shape[0], rows, dtype=torch.int8, device=order.device)
+        self.clipped = torch.zeros(rows, dtype=torch.int64, device=order.device)
+
+    def pick(self, step: int, target: Tensor, column: Tensor) -> None:
+        """Round the target."""
+        group = self._group[step]
+        raw, kept, scale = self._raw[step], self._kept[step], self._scale[group]
+        if self._zero is None:
+            torch.mul(target, self._inverse[group], out=raw).round_()
+            torch.clamp(raw, self._low, self._high, out=kept)
+            column.addcmul_(kept, scale, value=-1)
+        else:
+            zero = self._zero[group]
+            torch.addcmul(zero, target, self._inverse[group], out=raw).round_()
+            torch.clamp(raw, self._low, self._high, out=kept)
+            column.addcmul_(kept - zero, scale, value=-1)
+
+    def close(self, start: int, stop: int) -> None:
+        """Keep the codes of a block."""
+        raw, kept = self._raw[start:stop], self._kept[start:stop]
+        self.codes[start:stop] = kept.to(torch.int8)
+        self.clipped += (raw != kept).sum(0)
+
+    def packed(self, dtype: torch.dtype) -> PackedTensor:
+        """Return the codes in the weight's own order, with scales of the dtype they are stored in."""
+        codes = torch.empty_like(self.codes)
+        codes[self._order] = self.codes
+        return grid.packed(codes.T.contiguous(), self._found, self._scheme, dtype)

@@ -1,0 +1,140 @@
+"""The factor of a damped Hessian that nearest plane walks along, and the orders to walk it in.
+
+With `p` the order in which columns are rounded, `H[p][:, p] = C diag(D) Cᵀ`, C unit upper
+triangular: row i of C says how the error of the i-th rounded column moves the targets of all later ones, and
+`D[i]` what that column's own rounding costs once the later ones have made up for it. It is the
+Cholesky factor of the reversed matrix, read backwards; no inverse is ever formed.
+
+Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorems 4 and 5.
+Differs: a dead column (zero diagonal) keeps its weights and is simply rounded to nearest.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unicomp.errors import CheckpointError
+
+Order = Literal["none", "act", "min-pivot"]
+
+DAMP_GROWTH = 4.0
+DAMP_FLOOR = 1e-4
+DAMP_LIMIT = 1.0
+PANEL = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """`hessian[order][:, order] + shift = unit · diag(pivots) · unitᵀ`.
+
+    order   int64 [in], columns of the weight in the order of rounding
+    unit    [in, in], unit upper triangular; rows and columns stand in that order
+    pivots  [in], positive, in that order
+    damp    the fraction of the mean diagonal that was added in the end
+    shift   the same in absolute terms
+    """
+
+    order: Tensor
+    unit: Tensor
+    pivots: Tensor
+    damp: float
+    shift: float
+
+
+def factorise(hessian: Tensor, *, order: Order = "none", damp: float = 0.01) -> Factor:
+    """Damp, permute and factorise; where that fails, damp more and try again.
+
+    hessian  float32 or float64 [in, in], symmetric, mean of x·xᵀ; not modified
+    damp     added to the diagonal, as a fraction of its mean (of the columns that are not dead)
+
+    Raises CheckpointError if the Hessian is not finite, or if damping of the whole mean diagonal
+    does not make it positive definite; the message says how the damping grew.
+    """
+    diagonal = hessian.diagonal()
+    if not bool(torch.isfinite(hessian).all()):
+        raise CheckpointError(
+            "the calibration statistics are not finite",
+            hint="a NaN or Inf activation reached this layer: check the weights before it, "
+            "or calibrate on other text",
+        )
+    live = diagonal > 0
+    mean = float(diagonal[live].double().mean()) if bool(live.any()) else 1.0
+    tried: list[float] = []
+    while True:
+        tried.append(damp)
+        shift = damp * mean
+        found = _factorise(hessian, ~live, order, shift, mean)
+        if found is not None:
+            columns, unit, pivots = found
+            return Factor(columns, unit, pivots, damp, shift)
+        if damp >= DAMP_LIMIT:
+            raise CheckpointError(
+                "the damped Hessian is not positive definite, with `damp` at "
+                + ", ".join(f"{value:g}" for value in tried),
+                hint="give more calibration `samples`, or a larger `damp`",
+            )
+        damp = min(max(damp * DAMP_GROWTH, DAMP_FLOOR), DAMP_LIMIT)
+
+
+def _factorise(
+    hessian: Tensor, dead: Tensor, order: Order, shift: float, mean: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    added = torch.where(dead, max(shift, mean), shift).to(hessian.dtype)
+    if order == "min-pivot":
+        columns = min_pivot_order(hessian + torch.diag(added))
+    elif order == "act":
+        columns = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    else:
+        columns = torch.arange(hessian.shape[0], device=hessian.device)
+    back = columns.flip(0)
+    work = hessian[back[:, None], back]
+    work.diagonal().add_(added[back])
+    lower, info = torch.linalg.cholesky_ex(work)
+    del work
+    root = lower.diagonal().flip(0)
+    if int(info) != 0 or not bool((root > 0).all()) or not bool(torch.isfinite(root).all()):
+        return None
+    unit = lower.flip((0, 1))
+    del lower
+    unit /= root
+    return columns, unit, root.square()
+
+
+def min_pivot_order(hessian: Tensor) -> Tensor:
+    """Return the order that always rounds last the column whose remaining pivot is least.
+
+    hessian  [in, in], positive definite; not modified
+    returns  int64 [in]; its first entry is to be rounded first
+
+    A Cholesky factorisation with the least pivot chosen at each step, in panels so that all but a
+    panel's share of the work is matrix products: O(in³) in all.
+    Paper: arXiv:2507.18553.
+    """
+    size = hessian.shape[0]
+    rest = hessian.clone()
+    taken = torch.empty(size, dtype=torch.int64, device=hessian.device)
+    names = torch.arange(size, device=hessian.device)
+    for start in range(0, size, PANEL):
+        width = min(PANEL, size - start)
+        left = rest.shape[0]
+        pivots = rest.diagonal().clone()
+        panel = rest.new_zeros(width, left)
+        picked: list[int] = []
+        for k in range(width):
+            best = int(pivots.argmin())
+            picked.append(best)
+            row = rest[best] - panel[:k, best] @ panel[:k]
+            row *= pivots[best].clamp_min(torch.finfo(rest.dtype).tiny).rsqrt()
+            panel[k] = row
+            pivots -= row * row
+            pivots[picked] = torch.inf
+        chosen = torch.tensor(picked, device=hessian.device)
+        taken[start : start + width] = names[chosen]
+        keep = torch.ones(left, dtype=torch.bool, device=hessian.device)
+        keep[chosen] = False
+        names = names[keep]
+        tail = panel[:, keep]
+        rest = rest[keep][:, keep].addmm_(tail.T, tail, alpha=-1)
+    return taken.flip(0)
