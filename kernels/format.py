@@ -1,0 +1,95 @@
+"""What an on-disk layout of quantized weights must be able to do, and where layouts are found.
+
+The folder `kernels/formats/` is the registry: `gptq.py` there is `--format gptq` and defines
+exactly one subclass of `Format`. Words have hyphens on the command line and underscores on disk.
+A format is stateless; every method is a pure function of its arguments.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unicomp import suggest
+from unicomp.errors import UnsupportedError
+from unicomp.kernels import formats as folder
+from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.writer import Meta
+
+
+class Format(ABC):
+    """One on-disk layout of packed linear weights.
+
+    A weight belongs to a module, `<module>.weight` [out, in] in the source; the format replaces it
+    by tensors named `<module>.<suffix>`. Everything else of the checkpoint stays as it is.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def refuses(self, shape: tuple[int, int], scheme: Scheme) -> str | None:
+        """Say why a weight [out, in] cannot be stored in this scheme; None if it can."""
+
+    @abstractmethod
+    def scale_dtype(self, dtype: str) -> torch.dtype:
+        """Return the dtype of stored scales; `dtype` is the model's, as safetensors writes it."""
+
+    @abstractmethod
+    def layout(self, module: str, shape: tuple[int, int], scheme: Scheme, dtype: str) -> list[Meta]:
+        """Return the tensors that `pack` will give for a weight [out, in]."""
+
+    @abstractmethod
+    def pack(self, module: str, packed: PackedTensor) -> dict[str, Tensor]:
+        """Return the tensors to store, names, dtypes and shapes as `layout` says."""
+
+    @abstractmethod
+    def unpack(
+        self,
+        module: str,
+        read: Callable[[str], Tensor],
+        shape: tuple[int, int],
+        scheme: Scheme,
+    ) -> PackedTensor:
+        """Return what `pack` was given; `read` fetches a stored tensor by its full name."""
+
+    @abstractmethod
+    def config(self, schemes: Mapping[str, Scheme], dense: Sequence[str]) -> dict[str, Any]:
+        """Return the value of config.json's `quantization_config`.
+
+        schemes  every quantized module, by its full name in the loaded model, with its scheme
+        dense    every other linear module, likewise: loaders must leave these alone
+        """
+
+    @abstractmethod
+    def scheme(self, config: Mapping[str, Any], module: str) -> Scheme | None:
+        """Read how a module is stored from a `quantization_config`; None if it is dense."""
+
+    def extra_files(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Return further files of the checkpoint, name to text, for a `quantization_config`."""
+        return {}
+
+
+def formats() -> list[str]:
+    """Return the names of all formats, sorted."""
+    return sorted(entry.name.replace("_", "-") for entry in pkgutil.iter_modules(folder.__path__))
+
+
+def find(name: str) -> Format:
+    """Return the format of that name; UnsupportedError with near names if there is none."""
+    if name not in formats():
+        raise UnsupportedError(f"unknown format `{name}`", hint=suggest.hint(name, formats()))
+    module = importlib.import_module(f"unicomp.kernels.formats.{name.replace('-', '_')}")
+    classes = [
+        item
+        for _, item in inspect.getmembers(module, inspect.isclass)
+        if issubclass(item, Format) and item.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise TypeError(f"{module.__name__} must define one Format, found {len(classes)}")
+    found: Format = classes[0]()
+    return found
