@@ -1,0 +1,253 @@
+"""YAML text, `--set` and command-line options become a `Recipe` through one validator.
+
+Errors come all at once. Those of a file start with `file:line:col`, those of `--set` quote it, and
+those of a command's options name the flag.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path as File
+from typing import Any
+
+from unicomp import suggest
+from unicomp.errors import RecipeError
+from unicomp.recipes.check import check
+from unicomp.recipes.schema import VERSION, Calibration, Recipe
+from unicomp.recipes.tree import LARGEST, Path, Place, Problem, Tree, parse, shorten, shown
+
+FOLDER = File(__file__).parent
+SUFFIXES = (".yaml", ".yml")
+FLAGS = {"data": "--calibration"}
+
+
+def shipped() -> list[str]:
+    """Return the names of the recipes that come with unicomp, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name: str | File) -> File:
+    """Return the file of a recipe: a shipped name, or a path (anything with `/` or `.yaml`)."""
+    word = str(name)
+    if word in shipped():
+        return FOLDER / f"{word}.yaml"
+    path = File(word)
+    if path.suffix in SUFFIXES or path.name != word or path.exists():
+        return path
+    raise RecipeError([(f"no recipe `{shown(word)}`", suggest.hint(word, shipped()))])
+
+
+def read_text(path: File) -> str:
+    """Return the text of a file; RecipeError if it is absent, too large or not UTF-8."""
+    try:
+        if path.is_dir():
+            raise RecipeError([(f"{path}: is a folder", "name the `.yaml` file in it")])
+        with path.open("rb") as stream:
+            raw = stream.read(LARGEST + 1)
+    except OSError as error:
+        hint = None
+        if isinstance(error, FileNotFoundError):
+            hint = suggest.hint(path.stem, shipped()) or "see `unicomp recipes list`"
+        raise RecipeError([(f"{path}: {(error.strerror or str(error)).lower()}", hint)]) from error
+    if len(raw) > LARGEST:
+        raise RecipeError([(f"{path}: is larger than {LARGEST} bytes", "a recipe is a short text")])
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        message = f"{path}:{line}: is not UTF-8: byte 0x{raw[error.start]:02x}"
+        raise RecipeError([(message, "save it as UTF-8")]) from error
+
+
+def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe that YAML text stands for.
+
+    file       what errors call the text
+    overrides  texts such as `stages.1.bits=3`; stages count from 0
+
+    Raises RecipeError with every problem.
+    """
+    tree, problems = parse(text, file=file)
+    return check(tree, [*problems, *override(tree, overrides)])
+
+
+def read(name: str | File, *, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """Return a recipe by shipped name or path, and its exact text (without the overrides)."""
+    path = find(name)
+    text = read_text(path)
+    return load(
+        text, file=path.name if path.parent == FOLDER else str(path), overrides=overrides
+    ), text
+
+
+def override(tree: Tree, texts: Sequence[str]) -> list[Problem]:
+    """Set `key.key=value` in a tree of recipe data, in the order given; return what cannot be set.
+
+    A list's items are named by their index, so `stages.1.bits=3` means the second stage. The value
+    is read as YAML. A key that does not exist yet is added, for `check` to judge.
+    """
+    problems: list[Problem] = []
+    for number, text in enumerate(texts):
+        spot, order = f"`--set {shorten(text)}`", (1, number, 0)
+        try:
+            _set(tree, text, spot, number)
+        except RecipeError as error:
+            problems += [Problem(order, message, hint) for message, hint in error.problems()]
+    return problems
+
+
+def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any) -> Recipe:
+    """Return a recipe of one stage from the options of a command.
+
+    options  the method's; None means not given; a `pathlib.Path` means the YAML file that holds
+             the value
+    top      `model`, `calibration`, `format`, `target`, `score`, `gates`, likewise
+
+    Raises RecipeError whose messages name flags, such as `--group-size`.
+    """
+    tree = Tree({"version": VERSION, "stages": [{verb: method}]})
+    first = Place("`--method`", "`--method`", (0, 0, 0), (0, 0, 0), method, named=True)
+    for made in ((), ("version",), ("stages",), ("stages", 0), ("stages", 0, verb)):
+        tree.places[made] = first
+    problems: list[Problem] = []
+    stage: dict[Path, Any] = {("stages", 0, name): value for name, value in options.items()}
+    for number, (path, value) in enumerate((stage | _flat(top)).items(), start=1):
+        if value is None:
+            continue
+        place = _flag(path, value, number)
+        try:
+            if isinstance(value, File):
+                branch, found = parse(read_text(value), file=str(value), rank=number)
+                problems += found
+            else:
+                branch = _branch(_plain(value), place)
+        except RecipeError as error:
+            problems += [Problem((number, 0, 0), *problem) for problem in error.problems()]
+            continue
+        if len(path) == 2 and path[0] not in tree.data:
+            tree.graft(path[:1], _branch({}, _flag(("data",), "", number)), first)
+        tree.graft(path, branch, place)
+    return check(tree, problems)
+
+
+def _flat(top: Mapping[str, Any]) -> dict[Path, Any]:
+    """Return the top-level options by path, those of `calibration` one by one."""
+    found: dict[Path, Any] = {}
+    for name, value in top.items():
+        given = value.model_dump() if isinstance(value, Calibration) else value
+        if name == "calibration" and isinstance(given, Mapping):
+            found |= {(name, key): item for key, item in given.items()}
+        else:
+            found[(name,)] = given
+    return found
+
+
+def _flag(path: Path, value: Any, number: int) -> Place:
+    word = str(path[-1])
+    flag = FLAGS.get(word, f"--{word.replace('_', '-')}")
+    if word == "symmetric" and value is False:
+        flag = "--asymmetric"
+    if word == "model":
+        flag = "MODEL"
+    order = (number, 0, 0)
+    return Place(f"`{flag}`", f"`{flag}`", order, order, shown(value), named=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value in YAML's types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _branch(data: Any, place: Place) -> Tree:
+    """Return a tree whose every part has the place of the whole."""
+    tree = Tree(data)
+    todo: list[tuple[Path, Any]] = [((), data)]
+    while todo:
+        path, part = todo.pop()
+        source = shown(part)
+        tree.places[path] = Place(
+            place.key, place.value, place.key_order, place.value_order, source, place.named
+        )
+        if isinstance(part, dict):
+            todo += [((*path, key), item) for key, item in part.items()]
+        elif isinstance(part, list):
+            todo += [((*path, index), item) for index, item in enumerate(part)]
+    return tree
+
+
+def _set(tree: Tree, text: str, spot: str, number: int) -> None:
+    """Carry out one override; RecipeError if it cannot be done."""
+    name, equals, value = text.partition("=")
+    words = name.strip().split(".")
+    if not equals or not all(words):
+        raise RecipeError([(f"{spot}: not `key=value`", "write it as `stages.0.bits=3`")])
+    branch = Tree(None)
+    order = (1, number, 0)
+    place = Place(spot, spot, order, order, "null")
+    branch.places[()] = place
+    if value.strip():
+        branch = _branch(_value(value, spot), place)
+    path: Path = ()
+    data = tree.data
+    for index, word in enumerate(words):
+        last = index == len(words) - 1
+        if isinstance(data, list):
+            if not word.isdecimal() or int(word) >= len(data):
+                raise RecipeError([(f"{spot}: {_no_item(path, word, data)}", _items(path, data))])
+            path = (*path, int(word))
+            data = data[int(word)]
+        elif isinstance(data, dict):
+            path = (*path, word)
+            if not last and data.get(word) is None:
+                tree.graft(path, _branch({}, place), place)
+            data = data.get(word)
+        else:
+            held = ".".join(map(str, path)) or "the recipe"
+            raise RecipeError([(f"{spot}: `{held}` holds no keys", None)])
+    tree.graft(path, branch, place)
+
+
+def _value(text: str, spot: str) -> Any:
+    """Return the value that YAML text stands for; what is wrong has no line, only the text."""
+    try:
+        tree, problems = parse(text, file=spot)
+    except RecipeError as error:
+        found = list(error.problems())
+    else:
+        found = [(problem.message, problem.hint) for problem in problems]
+    if not found:
+        return tree.data
+    prefix = re.compile(re.escape(spot) + r":\d+:\d+: ")
+    raise RecipeError([(prefix.sub(f"{spot}: ", message), hint) for message, hint in found])
+
+
+def _no_item(path: Path, word: str, data: list[Any]) -> str:
+    what = "stages" if path == ("stages",) else f"items in `{'.'.join(map(str, path))}`"
+    return f"no `{shown(word)}` among the {len(data)} {what}, which count from 0"
+
+
+def _items(path: Path, data: list[Any]) -> str | None:
+    """List the stages by their numbers."""
+    if path != ("stages",) or not data:
+        return None
+    stages = [
+        f"{index} is `{shown(verb)}: {shown(method)}`"
+        for index, stage in enumerate(data)
+        if isinstance(stage, dict) and stage
+        for verb, method in [next(iter(stage.items()))]
+    ]
+    return ", ".join(stages) or None
+
+
+def comment(text: str) -> list[str]:
+    """Return the lines of the comment block that opens a recipe, without `#`."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return lines
