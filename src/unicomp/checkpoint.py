@@ -12,7 +12,6 @@ Files that hold pickles (`.bin`, `.pt`) can run code when loaded: they are refus
 
 import hashlib
 import math
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from unicomp.folder import (
     HEADER_LIMIT,
     INDEX,
     SINGLE,
+    check_regular,
     companions,
     find_weights,
     not_a_folder,
@@ -121,7 +121,9 @@ class Checkpoint:
                     )
                 tensors[info.name] = info
         if not tensors:
-            raise CheckpointError(f"`{folder}`: its weight files hold no tensor")
+            raise CheckpointError(
+                f"`{folder}`: its weight files hold no tensor", hint="fetch or save it again"
+            )
         if indexed is not None:
             _match_index(folder, indexed, tensors)
         return cls(folder, config, tensors, tuple(shards), INDEX if indexed else None)
@@ -246,10 +248,9 @@ def read_header(path: Path) -> list[TensorInfo]:
 
     Raises CheckpointError naming the file, the tensor and the limit.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise CheckpointError(f"`{path}` is not a regular file")
             size = file.seek(0, 2)
             file.seek(0)
             prefix = file.read(8)

@@ -7,6 +7,7 @@ Hugging Face layout: `config.json`, and either `model.safetensors` or shards wit
 import fnmatch
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +79,6 @@ def companions(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    index = parse_json(path, read_small(path, HEADER_LIMIT))
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"`{path}`: no `weight_map` from tensor to shard", hint=DAMAGED)
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _plain_name(shard):
-            raise CheckpointError(
-                f"`{path}`: shard of `{quote(name)}` is not a `.safetensors` file of this folder: "
-                f"`{quote(str(shard))}`",
-                hint="an index names files beside it, never a path or another kind of file",
-            )
-    return weight_map
-
-
-def _plain_name(shard: str) -> bool:
-    return (
-        shard.endswith(".safetensors")
-        and not shard.startswith(".")
-        and shard.isprintable()
-        and not set(shard) & set('/\\:*?"<>|')
-    )
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json`, which must be an object and name the architecture."""
     path = folder / "config.json"
@@ -127,66 +103,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Hugging Face layout",
         )
     return config
-
-
-def not_a_folder(folder: Path) -> CheckpointError:
-    """Say what stands, or does not, where a checkpoint folder was expected."""
-    if not folder.exists():
-        return CheckpointError(
-            f"`{folder}`: no such folder",
-            hint="give a folder in Hugging Face layout, a Hub id or `builtin:tinyworld`",
-        )
-    return CheckpointError(
-        f"`{folder}` is a file, not a folder",
-        hint=f"give the folder that holds it: `{folder.parent}`",
-    )
-
-
-def _no_weights(folder: Path, names: list[str]) -> CheckpointError:
-    """Say why a folder without safetensors weights is refused, and what to do about it."""
-    pickles = [name for pattern in _PICKLES for name in fnmatch.filter(names, pattern)]
-    if pickles:
-        first = next((name for name in pickles if name.startswith("pytorch_model")), pickles[0])
-        return CheckpointError(
-            f"`{folder}`: only pickle weights (`{first}`), which can run code when loaded",
-            hint=_conversion(folder, first),
-        )
-    if others := fnmatch.filter(names, "*.safetensors"):
-        return CheckpointError(
-            f"`{folder}`: no `{SINGLE}` and no `{INDEX}`, but `{others[0]}`",
-            hint=f"if this is the whole model, rename it: `mv {others[0]} {SINGLE}`",
-        )
-    if gguf := fnmatch.filter(names, "*.gguf"):
-        return CheckpointError(
-            f"`{folder}`: only GGUF weights (`{gguf[0]}`)",
-            hint="use the safetensors checkpoint that it was made from",
-        )
-    if "config.json" in names:
-        return CheckpointError(
-            f"`{folder}`: `config.json` without weights",
-            hint=f"fetch `{SINGLE}`, or `{INDEX}` and its shards",
-        )
-    return CheckpointError(
-        f"`{folder}`: not a checkpoint: neither `config.json` nor `{SINGLE}`",
-        hint="give a folder in Hugging Face layout",
-    )
-
-
-def _conversion(folder: Path, pickle: str) -> str:
-    """Return one command that turns the pickle into safetensors without running its code."""
-    if pickle.startswith("pytorch_model"):
-        code = (
-            "from transformers import AutoModelForCausalLM as M; "
-            f"M.from_pretrained({str(folder)!r}, dtype='auto')"
-            f".save_pretrained({str(folder) + '-safetensors'!r})"
-        )
-        return f'convert it, then copy the tokenizer files: `python -c "{code}"`'
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"d = torch.load({str(folder / pickle)!r}, map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.clone() for k, v in d.items()}}, {str(folder / SINGLE)!r})"
-    )
-    return f'convert it: `python -c "{code}"`'
 
 
 def quote(name: str) -> str:
@@ -225,14 +141,37 @@ def parse_json(path: Path, data: bytes) -> dict[str, Any]:
 
 def read_small(path: Path, limit: int) -> bytes:
     """Read a whole file of at most `limit` bytes."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = file.seek(0, 2)
+            file.seek(0)
+            if size > limit:
+                raise CheckpointError(
+                    f"`{path}`: {size} bytes are over the limit of {limit} bytes", hint=DAMAGED
+                )
+            return file.read(size)
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(data) > limit:
-        raise CheckpointError(f"`{path}` is over the limit of {limit} bytes", hint=DAMAGED)
-    return data
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no file before it is opened: opening a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"`{path}` is not a regular file", hint="put the file itself there")
+
+
+def not_a_folder(folder: Path) -> CheckpointError:
+    """Say what stands, or does not, where a checkpoint folder was expected."""
+    if not folder.exists():
+        return CheckpointError(
+            f"`{folder}`: no such folder",
+            hint="give a folder in Hugging Face layout, a Hub id or `builtin:tinyworld`",
+        )
+    return CheckpointError(
+        f"`{folder}` is a file, not a folder",
+        hint=f"give the folder that holds it: `{folder.parent}`",
+    )
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -241,3 +180,80 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
         f"`{path}` cannot be read: {error.strerror or error}",
         hint="check the file, its permissions and the disk",
     )
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    index = parse_json(path, read_small(path, HEADER_LIMIT))
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"`{path}`: no `weight_map` from tensor to shard", hint=DAMAGED)
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _plain_name(shard):
+            raise CheckpointError(
+                f"`{path}`: shard of `{quote(name)}` is not a `.safetensors` file of this folder: "
+                f"`{quote(str(shard))}`",
+                hint="an index names files beside it, never a path or another kind of file",
+            )
+    return weight_map
+
+
+def _plain_name(shard: str) -> bool:
+    return (
+        shard.endswith(".safetensors")
+        and not shard.startswith(".")
+        and shard.isprintable()
+        and not set(shard) & set('/\\:*?"<>|')
+    )
+
+
+def _no_weights(folder: Path, names: list[str]) -> CheckpointError:
+    """Say why a folder without safetensors weights is refused, and what to do about it."""
+    pickles = [name for pattern in _PICKLES for name in fnmatch.filter(names, pattern)]
+    if pickles:
+        first = next((name for name in pickles if name.startswith("pytorch_model")), pickles[0])
+        return CheckpointError(
+            f"`{folder}`: only pickle weights (`{first}`), which can run code when loaded",
+            hint=_conversion(folder, first),
+        )
+    if others := fnmatch.filter(names, "*.safetensors"):
+        return CheckpointError(
+            f"`{folder}`: no `{SINGLE}` and no `{INDEX}`, but `{others[0]}`",
+            hint=f"if this is the whole model, rename it: `mv {others[0]} {SINGLE}`",
+        )
+    if gguf := fnmatch.filter(names, "*.gguf"):
+        return CheckpointError(
+            f"`{folder}`: only GGUF weights (`{gguf[0]}`)",
+            hint="use the safetensors checkpoint that it was made from",
+        )
+    if "config.json" in names:
+        return CheckpointError(
+            f"`{folder}`: `config.json` without weights",
+            hint=f"fetch `{SINGLE}`, or `{INDEX}` and its shards",
+        )
+    return CheckpointError(
+        f"`{folder}`: not a checkpoint: neither `config.json` nor `{SINGLE}`",
+        hint="give a folder in Hugging Face layout",
+    )
+
+
+def _conversion(folder: Path, pickle: str) -> str:
+    """Return one command that turns the pickle into safetensors without running its code."""
+    if pickle.startswith("pytorch_model"):
+        code = (
+            "import sys; from transformers import AutoModelForCausalLM as M; "
+            "M.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])"
+        )
+        paths = [str(folder), f"{folder}-safetensors"]
+        lead = "convert it, then copy the tokenizer's files"
+    else:
+        code = (
+            "import sys, torch; from safetensors.torch import save_file; "
+            "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+            "d = d.get('state_dict', d.get('model', d)); "
+            "save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in d.items()}, "
+            "sys.argv[2])"
+        )
+        paths = [str(folder / pickle), str(folder / SINGLE)]
+        lead = "convert it"
+    return f'{lead}: `python -c "{code}" {shlex.join(paths)}`'
