@@ -1,0 +1,102 @@
+"""Manifest + report -> model card: what was done, from what, what it cost, how to load it."""
+
+import json
+from typing import Any
+
+from unicomp.manifest import Manifest
+from unicomp.recipes.plan import Plan
+
+LOAD = {
+    "compressed-tensors": """```python
+# pip install transformers compressed-tensors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```""",
+    "gptq": """```python
+# pip install transformers optimum gptqmodel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```""",
+}
+
+
+def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) -> str:
+    """Return the text of `README.md` for an output folder.
+
+    report  `report.json` as plain values, where the model was scored
+    """
+    stage = manifest.stages[0]
+    totals = manifest.totals
+    kept = [module for module in stage.modules.values() if module.bits is None]
+    fallbacks: dict[str, int] = {}
+    for module in stage.modules.values():
+        if module.fallback is not None:
+            fallbacks[module.fallback] = fallbacks.get(module.fallback, 0) + 1
+    lines = [
+        _front(manifest),
+        f"# {manifest.source.id.split('/')[-1]}, {stage.verb}d with {stage.method}",
+        "",
+        f"Made by unicomp {manifest.versions['unicomp']} from `{manifest.source.id}`"
+        + (f" at `{manifest.source.revision}`." if manifest.source.revision else "."),
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+        f"| tensors, bytes | {totals.bytes_in:,} | {totals.bytes_out:,} |",
+        f"| bits per weight | {8 * totals.bytes_in / totals.params:.2f} "
+        f"| {totals.bits_per_weight:.2f} |",
+        "",
+        f"{len(stage.modules) - len(kept)} of {len(stage.modules)} linears are quantized. Options: "
+        f"`{json.dumps(stage.options)}`.",
+    ]
+    if manifest.calibration is not None:
+        text = manifest.calibration
+        lines += [
+            "",
+            f"Calibrated on `{text.source}` (sha256 `{text.sha256}`): {text.samples} windows of "
+            f"{text.seq_len} tokens, seed {text.seed}.",
+        ]
+    if report is not None:
+        lines += ["", "## Scores", "", *_scores(report)]
+    if fallbacks or manifest.notes:
+        lines += ["", "## Notes", ""]
+        lines += [f"- {count} linears: {why}" for why, count in sorted(fallbacks.items())]
+        lines += [f"- {note}" for note in manifest.notes]
+    lines += ["", "## Load", "", LOAD[plan.recipe.format], ""]
+    lines += [
+        "`unicomp.json` holds every module's error, the hashes of the source files and of these;",
+        "`unicomp verify` compares them. `recipe.yaml` made it. The licence is that of the source.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front(manifest: Manifest) -> str:
+    lines = ["---", "library_name: transformers", "tags: [unicomp, quantized]"]
+    if "/" in manifest.source.id:
+        lines += [f"base_model: {manifest.source.id}", "base_model_relation: quantized"]
+    return "\n".join([*lines, "---", ""])
+
+
+def _scores(report: dict[str, Any]) -> list[str]:
+    lines = ["| score | base | this model | 95% interval | n |", "|---|---:|---:|---|---:|"]
+    for score in report["scores"]:
+        if score["status"] != "measured":
+            continue
+        interval = score["ci95"]
+        lines.append(
+            f"| {score['name']} ({score['unit']}) | {_number(score['baseline'])} "
+            f"| {_number(score['value'])} "
+            f"| {'' if interval is None else f'{_number(interval[0])} to {_number(interval[1])}'} "
+            f"| {score['n'] if score['n'] is not None else ''} |"
+        )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"

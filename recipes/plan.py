@@ -1,0 +1,545 @@
+"""Recipe + checkpoint headers -> plan: every tensor's fate and why, bytes, memory and time.
+
+No weight is read. The plan decides what a run later does, module by module, so that what it says
+and what happens cannot differ: schemes, what stays dense and for which reason, the exact bytes of
+the output, how many windows are computed together under a memory limit. Memory is forecast as a
+sum of named parts; time from counted operations and a matrix product measured on this machine.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.compress.layerwise import moment_bytes
+from unicomp.compress.method import Need, QuantizeMethod
+from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.hub import Source, resolve
+from unicomp.kernels import format as formats
+from unicomp.kernels.dense import DenseSource, open_dense
+from unicomp.kernels.format import Format
+from unicomp.kernels.packed import Scheme
+from unicomp.models import Layer, Linear, Model, describe
+from unicomp.recipes.schema import Recipe, Stage
+from unicomp.writer import Meta
+
+# Resident bytes of a process that has imported torch, transformers and accelerate; measured
+# with torch 2.13 and transformers 5.23 on x86-64 Linux by `benchmarks/memory_forecast.py`.
+IMPORTS = 640 << 20
+# Tokens computed together where memory allows: enough for matrix products at full speed.
+BATCH_TOKENS = 4096
+# Temporaries of a layer's forward pass, as copies of its widest activation.
+LIVE_ACTIVATIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one tensor.
+
+    name       the module's name for a linear of a layer, else the tensor's, both in the output
+    role       linear, embedding, head, norm, bias, router or other
+    scheme     how it is quantized, None where it stays as it is
+    why        why it stays, or is quantized otherwise than asked; None where as asked
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    scheme: Scheme | None
+    why: str | None
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do; `to_json` is what the user sees of it.
+
+    text            recipe text as written, or as its defaults and overrides make it
+    fates           of every tensor, in the order of the output
+    schemes         module -> scheme, for every linear that is quantized
+    batch           calibration windows computed together
+    moment_bytes    most memory that one pass's statistics may take
+    memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
+    disk_bytes      most that the run takes on disk, the output included
+    """
+
+    recipe: Recipe
+    text: str
+    stage: Stage
+    source: Source
+    dense: DenseSource
+    checkpoint: Checkpoint
+    model: Model
+    format: Format
+    fates: tuple[Fate, ...]
+    schemes: Mapping[str, Scheme]
+    batch: int
+    moment_bytes: int
+    memory: Mapping[str, int]
+    disk_bytes: int
+    operations: float
+    seconds: float
+    basis: str
+    notes: tuple[str, ...]
+
+    @property
+    def method(self) -> QuantizeMethod:
+        """The options of the one stage."""
+        options = self.stage.options
+        if not isinstance(options, QuantizeMethod):
+            raise TypeError(f"{self.stage.verb} is no quantize stage")
+        return options
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of all tensors of the source."""
+        return sum(fate.bytes_in for fate in self.fates)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors of the output."""
+        return sum(fate.bytes_out for fate in self.fates)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the model: elements of all its plain tensors."""
+        return sum(torch.Size(fate.shape).numel() for fate in self.fates)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that the output takes per parameter."""
+        return 8 * self.bytes_out / self.params
+
+    @property
+    def peak_host_bytes(self) -> int:
+        """The forecast of the process's greatest resident size."""
+        return sum(self.memory.values())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what will be done: the recipe and every tensor's fate."""
+        content = {"recipe": self.recipe.to_dict(), "fates": self.to_json()["tensors"]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def layout(self) -> list[Meta]:
+        """Return every tensor of the output, in the order in which shards are filled."""
+        plain = {canonical: name for name, canonical in self.model.names.items()}
+        linears = {linear.module: linear for linear in self.model.linears()}
+        metas: list[Meta] = []
+        for fate in self.fates:
+            if fate.scheme is not None:
+                shape = linears[fate.name].shape
+                metas += self.format.layout(fate.name, shape, fate.scheme, self.dtype)
+            elif fate.name in linears:
+                linear = linears[fate.name]
+                stored = self.dense.tensors[linear.part.tensor]
+                shape = linear.shape[::-1] if linear.transposed else linear.shape
+                metas.append(Meta(f"{fate.name}.weight", stored.dtype, shape))
+            else:
+                stored = self.dense.tensors[plain[fate.name]]
+                metas.append(Meta(fate.name, stored.dtype, tuple(stored.shape)))
+        return metas
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which loaders hold the model, as safetensors writes it."""
+        return _dtype(self.dense, self.model)
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """The dtype in which scales are stored."""
+        return self.format.scale_dtype(self.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        return {
+            "schema": "unicomp.plan/1",
+            "source": {"id": self.source.id, "revision": self.source.revision},
+            "architecture": self.model.type,
+            "stages": [{"verb": self.stage.verb, "method": self.stage.method}],
+            "format": self.recipe.format,
+            "params": self.params,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "bits_per_weight": self.bits_per_weight,
+            "peak_host_bytes": self.peak_host_bytes,
+            "memory": dict(self.memory),
+            "peak_gpu_bytes": None,
+            "disk_bytes": self.disk_bytes,
+            "batch": self.batch,
+            "seconds": self.seconds,
+            "basis": self.basis,
+            "notes": list(self.notes),
+            "tensors": [
+                {
+                    "name": fate.name,
+                    "role": fate.role,
+                    "shape": list(fate.shape),
+                    "bits": fate.scheme.bits if fate.scheme else None,
+                    "group_size": fate.scheme.group_size if fate.scheme else None,
+                    "symmetric": fate.scheme.symmetric if fate.scheme else None,
+                    "why": fate.why,
+                    "bytes_in": fate.bytes_in,
+                    "bytes_out": fate.bytes_out,
+                }
+                for fate in self.fates
+            ],
+        }
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    text: str | None = None,
+    max_memory: int | None = None,
+) -> Plan:
+    """Work out what a recipe does to a model, from headers only.
+
+    model       instead of the recipe's
+    text        the recipe as the user wrote it; default: as `recipe.dump()` writes it
+    max_memory  bytes of resident memory that the run may take
+
+    Raises RecipeError or UnicompError where the recipe cannot be carried out on this model or
+    within `max_memory`.
+    """
+    wanted = model or recipe.model
+    if wanted is None:
+        raise UnicompError(
+            "the recipe names no model", hint="add `model:`, or give MODEL on the command line"
+        )
+    stage = _one_stage(recipe)
+    method = stage.options
+    if not isinstance(method, QuantizeMethod):
+        raise UnsupportedError(f"`{stage.verb}` cannot be carried out", hint="use `quantize`")
+    source = resolve(wanted)
+    checkpoint = Checkpoint.open(source.folder)
+    dense = open_dense(checkpoint)
+    description = describe(dense.config, dense.tensors)
+    found = formats.find(recipe.format)
+    modules = [linear.module for linear in description.linears()]
+    _check_patterns(method, modules)
+    fates = tuple(_fates(dense, description, method, found, recipe))
+    schemes = {fate.name: fate.scheme for fate in fates if fate.scheme is not None}
+    if not schemes:
+        raise UnicompError(
+            "nothing would be quantized: every linear is ignored or cannot be stored",
+            hint="see `unicomp plan` for each module's reason",
+        )
+    memory, batch, moments = _memory(recipe, method, dense, description, schemes, max_memory)
+    operations = _operations(recipe, method, dense, description, schemes)
+    rate = measured_rate()
+    out = sum(fate.bytes_out for fate in fates)
+    return Plan(
+        recipe=recipe,
+        text=recipe.dump() if text is None else text,
+        stage=stage,
+        source=source,
+        dense=dense,
+        checkpoint=checkpoint,
+        model=description,
+        format=found,
+        fates=fates,
+        schemes=schemes,
+        batch=batch,
+        moment_bytes=moments,
+        memory=memory,
+        disk_bytes=out + _hidden_bytes(recipe, method, dense),
+        operations=operations,
+        seconds=operations / rate,
+        basis=f"{operations / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        "a float32 product of 768 measured just now",
+        notes=tuple([*dense.notes, *_notes(description, method, schemes, recipe, fates)]),
+    )
+
+
+def _one_stage(recipe: Recipe) -> Stage:
+    if len(recipe.stages) != 1:
+        raise UnsupportedError(
+            f"a recipe has one stage for now, this one has {len(recipe.stages)}",
+            hint="run the stages one after another, each on the folder that the last one made",
+        )
+    return recipe.stages[0]
+
+
+def _check_patterns(method: QuantizeMethod, modules: list[str]) -> None:
+    unmatched = method.unmatched(modules)
+    if unmatched:
+        listed = ", ".join(f"`{pattern}` under `{key}`" for key, pattern in unmatched)
+        example = modules[len(modules) // 2]
+        raise UnicompError(
+            f"no module matches {listed}",
+            hint=f"a pattern is a full name such as `{example}`, its last part "
+            f"`{example.rpartition('.')[2]}`, or `re:` and a regular expression for the full name",
+        )
+
+
+def _dtype(dense: DenseSource, model: Model) -> str:
+    named = dense.config.get("dtype") or dense.config.get("torch_dtype")
+    for name, dtype in DTYPES.items():
+        if named is not None and str(dtype).removeprefix("torch.") == named:
+            return name
+    return dense.tensors[next(model.linears()).part.tensor].dtype
+
+
+def _fates(
+    dense: DenseSource, model: Model, method: QuantizeMethod, layout: Format, recipe: Recipe
+) -> Iterator[Fate]:
+    """Yield every tensor's fate: embeddings first, then layer by layer, then the rest."""
+    prefix = model.architecture.layers + "."
+    outside = [name for name in model.names if not model.names[name].startswith(prefix)]
+    early = [name for name in outside if model.roles[name] == "embedding"]
+    by_layer = {layer.index: layer for layer in model.layers}
+    for name in early:
+        yield _kept(dense, model, name)
+    for layer in by_layer.values():
+        for part in layer.others.values():
+            yield _kept(dense, model, part.tensor)
+        for linear in layer.linears():
+            yield _linear(dense, model, linear, method, layout, recipe)
+    for name in outside:
+        if name not in early:
+            yield _kept(dense, model, name)
+
+
+_WHY = {
+    "embedding": "an embedding is a table: no product reads it whole",
+    "head": "the head decides every token: kept unless a format and a loader take it",
+    "norm": "a vector",
+    "bias": "a vector",
+    "router": "a router decides which expert computes",
+}
+
+
+def _kept(dense: DenseSource, model: Model, name: str) -> Fate:
+    stored = dense.tensors[name]
+    role = model.roles[name]
+    size = torch.Size(stored.shape).numel() * DTYPES[stored.dtype].itemsize
+    why = _WHY.get(role, "no linear of a decoder layer")
+    return Fate(model.names[name], role, tuple(stored.shape), None, why, size, size)
+
+
+def _linear(
+    dense: DenseSource,
+    model: Model,
+    linear: Linear,
+    method: QuantizeMethod,
+    layout: Format,
+    recipe: Recipe,
+) -> Fate:
+    stored = dense.tensors[linear.part.tensor]
+    size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
+
+    def fate(scheme: Scheme | None, why: str | None) -> Fate:
+        out = size
+        if scheme is not None:
+            dtype = _dtype(dense, model)
+            metas = layout.layout(linear.module, linear.shape, scheme, dtype)
+            out = sum(meta.nbytes for meta in metas)
+        return Fate(linear.module, "linear", linear.shape, scheme, why, size, out)
+
+    scheme = method.scheme(linear.module)
+    if scheme is None:
+        return fate(None, "ignored by the recipe")
+    barred = _barred(linear, layout, recipe)
+    if barred is not None:
+        return fate(None, barred)
+    reason = layout.refuses(linear.shape, scheme)
+    if reason is None:
+        return fate(scheme, None)
+    channel = Scheme(scheme.bits, -1, scheme.symmetric)
+    if layout.refuses(linear.shape, channel) is None:
+        return fate(channel, f"{reason}: per channel")
+    return fate(None, reason)
+
+
+def _barred(linear: Linear, layout: Format, recipe: Recipe) -> str | None:
+    """Say why no loader that counts would take this linear packed, whatever its shape; or None."""
+    if linear.transposed and layout.name == "compressed-tensors":
+        return "compressed-tensors packs `Linear` only, and this is a `Conv1D`"
+    loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}
+    if linear.expert is not None and "transformers" in loaders:
+        return "transformers drops packed experts without a word"
+    return None
+
+
+def _hidden_bytes(recipe: Recipe, method: QuantizeMethod, dense: DenseSource) -> int:
+    """Return what the hidden states take on disk: a layer's input and output, per stream."""
+    if not method.needs or recipe.calibration is None:
+        return 0
+    tokens = recipe.calibration.samples * recipe.calibration.seq_len
+    streams = 2 if Need.CROSS in method.needs else 1
+    return 2 * streams * tokens * hidden_size(dense.config) * 4
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """Return the width of the hidden states between layers."""
+    for key in ("hidden_size", "n_embd"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise UnsupportedError("config.json has no `hidden_size`", hint="is it the model's own config?")
+
+
+def _memory(
+    recipe: Recipe,
+    method: QuantizeMethod,
+    dense: DenseSource,
+    model: Model,
+    schemes: Mapping[str, Scheme],
+    limit: int | None,
+) -> tuple[dict[str, int], int, int]:
+    """Return the parts of the forecast, the windows of a batch and the bytes of moments a pass."""
+    largest = max(_layer_bytes(layer) for layer in model.layers)
+    matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
+    if not method.needs or recipe.calibration is None:
+        parts = {"imports": IMPORTS, "solver": method.workspace_bytes(*_widest(model, schemes))}
+        parts["weights"] = 2 * matrix
+        _decline(sum(parts.values()), limit)
+        return parts, 1, 0
+    cross = Need.CROSS in method.needs
+    seq_len, samples = recipe.calibration.seq_len, recipe.calibration.samples
+    inputs = [
+        shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
+    ]
+    together = max(
+        sum(moment_bytes(shared[0].shape[1], cross) for shared in step)
+        for layer in model.layers
+        for step in layer.steps
+    )
+    least = moment_bytes(max(inputs), cross)
+    widest = max(max(linear.shape) for linear in model.linears())
+    fixed = {
+        "imports": IMPORTS,
+        "weights": largest * (2 if cross else 1),
+        "solver": method.workspace_bytes(*_widest(model, schemes)),
+        "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
+    }
+
+    def parts(batch: int, moments: int) -> dict[str, int]:
+        tokens = batch * seq_len
+        heads = int(dense.config.get("num_attention_heads", dense.config.get("n_head", 1)))
+        attention = batch * heads * seq_len * seq_len * 4
+        live = LIVE_ACTIVATIONS * tokens * widest * 4 + attention
+        return fixed | {"statistics": moments, "activations": live * (2 if cross else 1)}
+
+    best = max(1, min(samples, BATCH_TOKENS // seq_len))
+    options = [(best, min(together, max(least, 4 << 30)))]
+    while options[-1][0] > 1:
+        options.append((options[-1][0] // 2, options[-1][1]))
+    if together > least:
+        options.append((1, least))
+    for batch, moments in options:
+        found = parts(batch, moments)
+        if limit is None or sum(found.values()) <= limit:
+            return found, batch, moments
+    _decline(sum(parts(*options[-1]).values()), limit)
+    raise AssertionError("declined")
+
+
+def _decline(needed: int, limit: int | None) -> None:
+    if limit is not None and needed > limit:
+        raise UnicompError(
+            f"--max-memory {limit} bytes is too small: the least that this run needs is "
+            f"{needed} bytes",
+            hint=f"give at least {-(-needed // (1 << 20))}MiB, or a shorter `seq_len`",
+        )
+
+
+def _layer_bytes(layer: Layer) -> int:
+    return sum(4 * linear.shape[0] * linear.shape[1] for linear in layer.linears())
+
+
+def _widest(model: Model, schemes: Mapping[str, Scheme]) -> tuple[int, int]:
+    """Return rows and columns of the largest stack of linears that is solved at once."""
+    sizes = [
+        (sum(one.shape[0] for one in shared if one.module in schemes), shared[0].shape[1])
+        for layer in model.layers
+        for step in layer.steps
+        for shared in step
+    ]
+    return max(sizes, key=lambda size: (size[0] + size[1]) * size[1])
+
+
+def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:
+    return sum(
+        4 * min(tokens, dense.tensors[name].shape[0]) * dense.tensors[name].shape[-1]
+        for name, role in model.roles.items()
+        if role == "embedding"
+    )
+
+
+def _operations(
+    recipe: Recipe,
+    method: QuantizeMethod,
+    dense: DenseSource,
+    model: Model,
+    schemes: Mapping[str, Scheme],
+) -> float:
+    """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
+    tokens = 0
+    if method.needs and recipe.calibration is not None:
+        tokens = recipe.calibration.samples * recipe.calibration.seq_len
+    chosen = int(dense.config.get("num_experts_per_tok") or 1)
+    total = 0.0
+    for layer in model.layers:
+        before = 0.0
+        for step in layer.steps:
+            share = min(1.0, chosen / len(step))
+            own = sum(2.0 * o * i for s in step for o, i in (one.shape for one in s)) * share
+            routed = tokens * share
+            for shared in step:
+                columns = shared[0].shape[1]
+                rows = sum(one.shape[0] for one in shared if one.module in schemes)
+                if rows:
+                    total += 1.1 * routed * columns**2 + 6.0 * rows * columns**2 + columns**3
+            total += before * tokens
+            before += own
+        total += before * tokens
+    return total
+
+
+def measured_rate() -> float:
+    """Measure this machine's float32 matrix product, in operations a second."""
+    left = torch.ones(768, 768)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * 768**3 / best
+
+
+def _notes(
+    model: Model,
+    method: QuantizeMethod,
+    schemes: Mapping[str, Scheme],
+    recipe: Recipe,
+    fates: tuple[Fate, ...],
+) -> Iterator[str]:
+    warning = getattr(method, "warning", None)
+    if warning:
+        yield str(warning)
+    changed: dict[str, int] = {}
+    for fate in fates:
+        if fate.role == "linear" and fate.why is not None and fate.why != "ignored by the recipe":
+            changed[fate.why] = changed.get(fate.why, 0) + 1
+    for why, count in changed.items():
+        yield f"{count} of {sum(f.role == 'linear' for f in fates)} linears: {why}"
+    if model.tied:
+        yield "the head shares the embedding's weight: both are kept as they are"
+    if recipe.gates:
+        yield "gates are kept in the recipe but not decided yet"
+
+
+def working_folder(out: Path) -> Path:
+    """Return where a run works before its output has its final name."""
+    return Path(os.path.abspath(out)).with_name(out.name + ".partial")

@@ -1,0 +1,432 @@
+"""Plan -> output folder: layer by layer, journalled, published when whole.
+
+Work happens in `OUT.partial/`. The weight files are laid out first, so a full disk is found before
+the work; then tensors are written in place as they are made. After each layer the files are synced
+and the journal gets a line, so that the same command resumes at the next layer and the finished
+files are byte for byte those of a run that nothing interrupted: the next layer's inputs are read
+back from the file that the interrupted process wrote, never computed again.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicomp import __version__, machine, manifest, text
+from unicomp.compress.calibrate import Decoder, HiddenStates, read_part
+from unicomp.compress.layerwise import Solved, Streams, quantize_layer, round_layer
+from unicomp.compress.method import Need
+from unicomp.errors import UnicompError
+from unicomp.manifest import Manifest
+from unicomp.models import Layer
+from unicomp.recipes import card, record
+from unicomp.recipes.journal import NAME as JOURNAL
+from unicomp.recipes.journal import Journal
+from unicomp.recipes.plan import Plan, hidden_size, working_folder
+from unicomp.writer import Writer, check_target, copy_file, publish, write_file
+
+PIECE = 1 << 26  # bytes of a tensor that stays as it is, copied at once
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a run, for whoever shows it.
+
+    stage         what is going on: prepare, copy, layers, finish, score
+    done, total   units of the stage: layers, or 0 where there is none
+    detail        module, file or layer
+    error         the module's relative output error, where one was solved
+    note          something the user must know, said once
+    """
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+    error: float | None = None
+    tokens_per_s: float | None = None
+    seconds_left: float | None = None
+    note: str | None = None
+
+
+Show = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class _Calibration:
+    """The calibration windows and what the manifest says of them."""
+
+    ids: Tensor
+    record: manifest.Calibration
+
+
+@dataclass(slots=True)
+class _Work:
+    """Everything that a run holds while it goes on."""
+
+    plan: Plan
+    folder: Path
+    journal: Journal
+    writer: Writer
+    show: Show
+    calibration: _Calibration | None
+    modules: dict[str, manifest.Module] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak: int = 0
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Show = lambda _: None,
+) -> Manifest:
+    """Carry out a plan; the output stands under its name only when whole.
+
+    out        the folder to make; `<out>.partial` is used on the way
+    overwrite  replace a checkpoint folder of that name
+    resume     go on where an interrupted run of the same plan stopped; False: start over
+    progress   called at every step
+
+    Raises UnicompError for whatever the user can mend; what was done so far then stays in
+    `<out>.partial`, unless nothing was.
+    """
+    check_target(out, overwrite=overwrite)
+    folder = working_folder(out)
+    for note in plan.notes:
+        progress(Progress("prepare", 0, 0, "plan", note=note))
+    progress(Progress("prepare", 0, 0, "hashing the source"))
+    hashes = plan.checkpoint.sha256()
+    calibration = _calibration(plan)
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnicompError(
+            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
+        ) from error
+    try:
+        with Journal(folder, _fingerprint(plan, hashes, calibration)) as journal:
+            _check_space(plan, folder)
+            writer = Writer(folder, plan.layout())
+            work = _Work(plan, folder, journal, writer, progress, calibration)
+            made = False
+            _copy_dense(work)
+            _layers(work)
+            made_by = _finish(work, hashes)
+    except BaseException:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    publish(folder, out, overwrite=overwrite)
+    return made_by
+
+
+def _calibration(plan: Plan) -> _Calibration | None:
+    wanted = plan.recipe.calibration
+    if not plan.method.needs or wanted is None:
+        return None
+    tokenizer = text.tokenizer(plan.source.folder)
+    found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
+    vocab = plan.dense.config.get("vocab_size")
+    ids = text.encode(tokenizer, found, vocab=int(vocab) if vocab else 1 << 62)
+    longest = plan.dense.config.get("max_position_embeddings")
+    if isinstance(longest, int) and wanted.seq_len > longest:
+        raise UnicompError(
+            f"seq_len {wanted.seq_len} is longer than the model's {longest} positions",
+            hint=f"use `seq_len: {longest}` or less",
+        )
+    windows = text.windows(
+        ids,
+        seq_len=wanted.seq_len,
+        samples=wanted.samples,
+        seed=wanted.seed,
+        bos=text.bos_token(tokenizer),
+        source=f"calibration text `{found.source}`",
+    )
+    described = manifest.Calibration(
+        source=found.source,
+        sha256=found.sha256,
+        samples=len(windows),
+        seq_len=wanted.seq_len,
+        seed=wanted.seed,
+    )
+    return _Calibration(windows, described)
+
+
+def _fingerprint(
+    plan: Plan, hashes: dict[str, str], calibration: _Calibration | None
+) -> dict[str, Any]:
+    """Return what decides the output's bytes; two runs with one fingerprint may share work."""
+    ids = b"" if calibration is None else calibration.ids.numpy().tobytes()
+    return {
+        "unicomp": __version__,
+        "plan": plan.sha256,
+        "recipe": sha256(plan.text.encode()).hexdigest(),
+        "source": sha256(repr(sorted(hashes.items())).encode()).hexdigest(),
+        "calibration": sha256(ids).hexdigest(),
+        "batch": plan.batch,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _check_space(plan: Plan, folder: Path) -> None:
+    held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if plan.disk_bytes > free + held:
+        raise UnicompError(
+            f"`{folder.parent}` has {free} bytes free, the run needs {plan.disk_bytes - held}",
+            hint="free some space, or choose an output folder on another disk",
+        )
+
+
+def _copy_dense(work: _Work) -> None:
+    """Copy what stays as it is, in pieces; checks that every value is finite."""
+    plan = work.plan
+    kept = {plan.model.names[name]: name for name in plan.model.names}
+    names = [fate.name for fate in plan.fates if fate.scheme is None and fate.name in kept]
+    if any("dense" in entry for entry in work.journal.entries):
+        work.writer.mark(names)
+        return
+    for name in names:
+        stored = plan.dense.tensors[kept[name]]
+        work.show(Progress("copy", 0, 0, name))
+        shape = tuple(stored.shape)
+        rows = shape[0] if shape else 1
+        size = torch.Size(shape).numel() * 4
+        step = max(1, rows * PIECE // max(size, 1)) if len(shape) > 1 else rows
+        if step >= rows:
+            work.writer.write(name, plan.dense.read(kept[name]))
+            continue
+        for start in range(0, rows, step):
+            part = slice(start, min(start + step, rows))
+            work.writer.write(name, plan.dense.read(kept[name], part), part)
+    work.writer.sync()
+    work.journal.append({"dense": True})
+
+
+def _layers(work: _Work) -> None:
+    plan = work.plan
+    done = [entry for entry in work.journal.entries if "layer" in entry]
+    streams: dict[str, HiddenStates] = {}
+    decoder = None
+    if work.calibration is not None:
+        decoder = Decoder(plan.model, plan.dense.config, plan.dense, batch=plan.batch)
+        if not _recover(work, decoder, done, streams):
+            work.show(Progress("prepare", 0, 0, "", note="hidden states are lost: starting over"))
+            work.journal.restart()
+            done = []
+            _copy_dense(work)
+            _embed(work, decoder, streams)
+    for entry in done:
+        work.modules |= {n: manifest.Module(**m) for n, m in entry["modules"].items()}
+        work.seconds += entry["seconds"]
+        work.peak = max(work.peak, entry["peak"])
+    work.writer.mark(_stored_names(plan, plan.model.layers[: len(done)]))
+    total = len(plan.model.layers)
+    began = time.monotonic()
+    for layer in plan.model.layers[len(done) :]:
+        start = time.monotonic()
+        modules, crcs = _one_layer(work, decoder, layer, streams, began, len(done), total)
+        work.writer.sync()
+        seconds = time.monotonic() - start
+        work.seconds += seconds
+        work.peak = max(work.peak, machine.peak_rss_bytes())
+        work.modules |= modules
+        work.journal.append(
+            {
+                "layer": layer.index,
+                "modules": {name: module.model_dump() for name, module in modules.items()},
+                "crcs": crcs,
+                "seconds": seconds,
+                "peak": work.peak,
+            }
+        )
+        for name in streams:
+            _states(work, name, layer.index).path.unlink(missing_ok=True)
+
+
+def _states(work: _Work, stream: str, layer: int) -> HiddenStates:
+    """Return the file of a layer's inputs in one stream: `states` or `original`."""
+    if work.calibration is None:
+        raise ValueError("no calibration")
+    windows, seq_len = work.calibration.ids.shape
+    width = hidden_size(work.plan.dense.config)
+    return HiddenStates(work.folder / f"{stream}-{layer:05}.bin", (windows, seq_len, width))
+
+
+def _recover(
+    work: _Work, decoder: Decoder, done: list[dict[str, Any]], streams: dict[str, HiddenStates]
+) -> bool:
+    """Find the inputs of the next layer again; False if the files do not hold them."""
+    if not done:
+        _embed(work, decoder, streams)
+        return True
+    ids, batch = _need(work).ids, work.plan.batch
+    last = len(ids) % batch
+    for some in (ids[:batch], ids[-last:] if last else ids[:0]):
+        if len(some):
+            for _ in decoder.embed(some):
+                pass
+    for name in _stream_names(work):
+        streams[name] = _states(work, name, len(done))
+        if len(done) < len(work.plan.model.layers):
+            expected = done[-1]["crcs"][name]
+            if streams[name].crc32() != expected:
+                return False
+    return True
+
+
+def _embed(work: _Work, decoder: Decoder, streams: dict[str, HiddenStates]) -> None:
+    for name in _stream_names(work):
+        streams[name] = _states(work, name, 0)
+        work.show(Progress("prepare", 0, 0, "embedding the calibration text"))
+        streams[name].write(decoder.embed(_need(work).ids))
+
+
+def _stream_names(work: _Work) -> list[str]:
+    return ["states", "original"] if Need.CROSS in work.plan.method.needs else ["states"]
+
+
+def _need(work: _Work) -> _Calibration:
+    if work.calibration is None:
+        raise ValueError("no calibration")
+    return work.calibration
+
+
+def _one_layer(
+    work: _Work,
+    decoder: Decoder | None,
+    layer: Layer,
+    streams: dict[str, HiddenStates],
+    began: float,
+    skipped: int,
+    total: int,
+) -> tuple[dict[str, manifest.Module], dict[str, int]]:
+    """Quantize one layer, write it, and leave the next layer's inputs in their files."""
+    plan = work.plan
+    modules: dict[str, manifest.Module] = {}
+    crcs: dict[str, int] = {}
+    tokens = 0 if work.calibration is None else work.calibration.ids.numel()
+
+    def left() -> float | None:
+        finished = layer.index - skipped
+        spent = time.monotonic() - began
+        return spent / finished * (total - layer.index) if finished else None
+
+    def report(solved: Solved) -> None:
+        name = solved.linear.module
+        for key, value in plan.format.pack(name, solved.solution.packed).items():
+            work.writer.write(key, value)
+        made = record.quantized(plan, solved)
+        modules[name] = made
+        spent = max(time.monotonic() - began, 1e-9)
+        work.show(
+            Progress(
+                "layers",
+                layer.index,
+                total,
+                name,
+                error=made.error_after,
+                tokens_per_s=tokens * (layer.index - skipped + 1) / spent if tokens else None,
+                seconds_left=left(),
+                note=f"{name}: {solved.fallback}" if solved.fallback else None,
+            )
+        )
+
+    if decoder is None:
+        for solved in round_layer(plan.dense, layer, plan.method, plan.schemes, plan.scale_dtype):
+            report(solved)
+    else:
+        _statistics_layer(work, decoder, layer, streams, report, crcs)
+    for linear in layer.linears():
+        if linear.module not in plan.schemes:
+            work.writer.write(f"{linear.module}.weight", read_part(plan.dense, linear.part))
+            modules[linear.module] = record.dense(plan, linear.module)
+    return modules, crcs
+
+
+def _statistics_layer(
+    work: _Work,
+    decoder: Decoder,
+    layer: Layer,
+    streams: dict[str, HiddenStates],
+    report: Callable[[Solved], None],
+    crcs: dict[str, int],
+) -> None:
+    plan = work.plan
+    module = decoder.load(layer)
+    last = layer.index + 1 == len(plan.model.layers)
+    after = {name: _states(work, name, layer.index + 1) for name in streams}
+    if "original" in streams and not last:
+        batches = streams["original"].batches(plan.batch)
+        crcs["original"] = after["original"].write(
+            decoder.forward(module, layer, batch) for batch in batches
+        )
+    inputs = Streams(streams["states"], streams.get("original"), plan.moment_bytes)
+    for solved in quantize_layer(decoder, layer, module, inputs, plan.method, plan.schemes, plan.scale_dtype):
+        report(solved)
+    if not last:
+        batches = streams["states"].batches(plan.batch)
+        crcs["states"] = after["states"].write(
+            decoder.forward(module, layer, batch) for batch in batches
+        )
+    decoder.release(layer)
+    streams.update(after)
+
+
+def _stored_names(plan: Plan, layers: tuple[Layer, ...]) -> Iterator[str]:
+    """Yield the names of the tensors that these layers' linears have in the output."""
+    for layer in layers:
+        for linear in layer.linears():
+            scheme = plan.schemes.get(linear.module)
+            if scheme is None:
+                yield f"{linear.module}.weight"
+            else:
+                metas = plan.format.layout(linear.module, linear.shape, scheme, plan.dtype)
+                yield from (meta.name for meta in metas)
+
+
+def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
+    """Write everything beside the weights, read the whole folder again, and drop the journal."""
+    plan, folder = work.plan, work.folder
+    work.show(Progress("finish", 0, 0, "writing the configuration, manifest and card"))
+    work.writer.finish()
+    for name in plan.checkpoint.companions():
+        if name not in ("config.json", plan.checkpoint.index):
+            copy_file(plan.source.folder / name, folder / name)
+    dense = [
+        fate.name for fate in plan.fates if fate.role == "linear" and fate.name not in plan.schemes
+    ]
+    dense += ["lm_head"]
+    quantization = plan.format.config(plan.schemes, dense)
+    config = dict(plan.dense.config) | {"quantization_config": quantization}
+    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    for name, content in plan.format.extra_files(quantization).items():
+        write_file(folder / name, content.encode())
+    write_file(folder / "recipe.yaml", plan.text.encode())
+    for path in (*folder.glob("states-*.bin"), *folder.glob("original-*.bin")):
+        path.unlink()
+    calibration = None if work.calibration is None else work.calibration.record
+    made = record.manifest_of(
+        plan, folder, hashes, calibration, work.modules, work.seconds, work.peak
+    )
+    manifest.write(folder, made)
+    write_file(folder / "README.md", card.write(plan, made).encode())
+    problems = manifest.verify(folder)
+    if problems:
+        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    (folder / JOURNAL).unlink()
+    return made

@@ -1,0 +1,59 @@
+"""What this machine is and which releases ran on it: the part of every record that may differ."""
+
+import os
+import platform
+import resource
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, instruction sets, cores, memory in bytes and system; no names or paths."""
+    model, flags = _processor()
+    return {
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "cpu": model,
+        "isa": [flag for flag in FLAGS if flag in flags],
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the releases of unicomp, Python and the libraries that computed."""
+    found = {"unicomp": metadata.version("unicomp"), "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def peak_rss_bytes() -> int:
+    """Return the greatest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _processor() -> tuple[str, set[str]]:
+    info = Path("/proc/cpuinfo")
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+                break
+    return model, flags
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

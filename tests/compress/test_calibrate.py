@@ -1,0 +1,148 @@
+"""Layer by layer must compute what the whole model computes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from unicomp.compress.calibrate import Decoder, HiddenStates
+from unicomp.errors import CheckpointError
+from unicomp.models import ARCHITECTURES, Model, describe
+
+
+class Files:
+    """Reads one safetensors file with the reference library."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = safe_open(folder / "model.safetensors", "pt")
+        self.tensors = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118
+
+    def shapes(self) -> dict[str, Any]:
+        """Return something with a shape for every name."""
+        return {
+            name: torch.empty(part.get_shape(), device="meta")
+            for name, part in self.tensors.items()
+        }
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Return a tensor or some of its rows."""
+        return self.tensors[name][:] if rows is None else self.tensors[name][rows]
+
+
+def opened(folder: Path, batch: int = 2) -> tuple[Model, Decoder]:
+    """Return the description and the decoder of a checkpoint in one file."""
+    files = Files(folder)
+    config = json.loads((folder / "config.json").read_text())
+    model = describe(config, files.shapes())
+    return model, Decoder(model, config, files, batch=batch)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_layer_by_layer_equals_the_whole_model(
+    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Embedding, masks, positions, experts and order of layers are the model's own."""
+    folder = tiny_model(arch)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(4, 60, (5, 24), generator=torch.Generator().manual_seed(3))
+    seen: list[torch.Tensor] = []
+    stack = whole.get_submodule(ARCHITECTURES[arch].layers)
+    stack[len(stack) - 1].register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        whole(input_ids=ids, use_cache=False)
+    model, decoder = opened(folder)
+    width = whole.get_input_embeddings().weight.shape[1]
+    states = HiddenStates(tmp_path / "0", (5, 24, width))
+    states.write(decoder.embed(ids))
+    for layer in model.layers:
+        module = decoder.load(layer)
+        after = HiddenStates(tmp_path / str(layer.index + 1), states.shape)
+        crc = after.write(decoder.forward(module, layer, b) for b in states.batches(2))
+        assert after.crc32() == crc
+        decoder.release(layer)
+        assert all(p.is_meta for p in module.parameters())
+        states = after
+    got = torch.cat(list(states.batches(5)))
+    assert torch.allclose(got, seen[0], rtol=1e-4, atol=1e-4 * seen[0].abs().max().item())
+    assert not torch.allclose(got[:, 1:], seen[0][:, :-1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral"])
+def test_statistics_are_the_second_moments_of_the_inputs(
+    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Hooks on the stock model see the same inputs."""
+    folder = tiny_model(arch)
+    ids = torch.randint(4, 60, (5, 24), generator=torch.Generator().manual_seed(3))
+    model, decoder = opened(folder)
+    layer = model.layers[0]
+    module = decoder.load(layer)
+    width = layer.steps[0][0][0].shape[1]
+    states = HiddenStates(tmp_path / "0", (5, 24, width))
+    states.write(decoder.embed(ids))
+    for step in layer.steps:
+        seen: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(step))}
+        handles = [
+            module.get_submodule(linears[-1].inner).register_forward_pre_hook(
+                lambda m, a, i=i: seen[i].append(a[0].reshape(-1, a[0].shape[-1]).double())
+            )
+            for i, linears in enumerate(step)
+        ]
+        for batch in states.batches(2):
+            decoder.forward(module, layer, batch)
+        for handle in handles:
+            handle.remove()
+        for index, stats in enumerate(decoder.statistics(layer, module, step, states)):
+            inputs = torch.cat(seen[index])
+            assert stats.tokens == len(inputs)
+            assert stats.hessian is not None
+            expected = inputs.T @ inputs / len(inputs)
+            assert torch.allclose(stats.hessian.double(), expected, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(2 * stats.hessian.double(), expected, rtol=1e-2)
+
+
+def test_cross_statistic_is_zero_for_equal_models_and_not_for_others(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The cross moment compares the two streams pair by pair."""
+    folder = tiny_model("llama")
+    ids = torch.randint(4, 60, (4, 16), generator=torch.Generator().manual_seed(3))
+    model, decoder = opened(folder)
+    _, other = opened(folder)
+    layer = model.layers[0]
+    step = layer.steps[-1]
+    module, original = decoder.load(layer), other.load(layer)
+    width = layer.steps[0][0][0].shape[1]
+    states = HiddenStates(tmp_path / "0", (4, 16, width))
+    states.write(decoder.embed(ids))
+    (same,) = decoder.statistics(layer, module, step, states, (original, states))
+    assert same.cross is not None
+    assert same.cross.abs().max() == 0
+    linear = layer.steps[2][0][0]
+    decoder.replace(module, linear, decoder.weight(linear) * 1.5)
+    (moved,) = decoder.statistics(layer, module, step, states, (original, states))
+    assert moved.cross is not None
+    assert moved.cross.abs().max() > 1e-3
+
+
+def test_not_finite_weights_are_named(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    """NaN in one linear is found when its layer is loaded."""
+    folder = tiny_model("llama")
+    model, decoder = opened(folder)
+    read = decoder.weights.read
+
+    def poisoned(name: str, rows: slice | None = None) -> torch.Tensor:
+        value = read(name, rows).clone()
+        if name.endswith("layers.1.mlp.up_proj.weight"):
+            value[2, 1] = float("nan")
+        return value
+
+    decoder.weights.read = poisoned  # type: ignore[method-assign]
+    decoder.load(model.layers[0])
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight.*\[2, 1\]"):
+        decoder.load(model.layers[1])
