@@ -1,0 +1,131 @@
+"""`unicomp generate`: let a checkpoint go on from a prompt."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unicomp.cli import show
+from unicomp.cli.options import Json, Model, Quiet
+from unicomp.errors import UnicompError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Prompt = Annotated[str, typer.Option("--prompt", metavar="S", help="What to go on from.")]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens. Default: 128.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        min=0,
+        metavar="F",
+        help="0: always the likeliest token; above: draw, the flatter the higher. Default: 0.",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of the draws. Default: 0.")
+]
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    chat: Chat = False,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate text with a model, plain or quantized, and write it as it comes.
+
+    Example: unicomp generate builtin:tinyworld --chat --prompt "Say no politely."
+    """
+    import torch
+
+    from unicomp import text
+    from unicomp.hub import resolve
+    from unicomp.kernels.load import load
+
+    source = resolve(model)
+    tokenizer = text.tokenizer(source.folder)
+    ids = _encode(tokenizer, prompt, chat)
+    network = load(source.folder)
+    room = _room(network.config, ids, max_new_tokens)
+    torch.manual_seed(seed)
+    began = time.monotonic()
+    words: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        words = {"do_sample": True, "temperature": temperature}
+    with torch.inference_mode():
+        output = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
+            pad_token_id=tokenizer.eos_token_id,
+            streamer=None if json else _streamer(tokenizer),
+            **words,
+        )
+    seconds = time.monotonic() - began
+    made = output[0, ids.shape[1] :]
+    if json:
+        result = {
+            "schema": "unicomp.generation/1",
+            "id": source.id,
+            "prompt": prompt,
+            "text": tokenizer.decode(made, skip_special_tokens=True),
+            "prompt_tokens": ids.shape[1],
+            "tokens": len(made),
+            "seconds": seconds,
+        }
+        show.json(result)
+    else:
+        show.note(f"{len(made)} tokens, {len(made) / max(seconds, 1e-9):.1f} tokens/s")
+
+
+def _encode(tokenizer: Any, prompt: str, chat: bool) -> "Tensor":
+    """Return int64 [1, tokens]."""
+    if chat and not tokenizer.chat_template:
+        raise UnsupportedError(
+            "this model's tokenizer has no chat template", hint="leave out `--chat`"
+        )
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    ids: Tensor = encoded["input_ids"]
+    if not ids.numel():
+        raise UnicompError("the prompt is empty", hint="give at least one word with `--prompt`")
+    return ids.long()
+
+
+def _room(config: Any, ids: "Tensor", wanted: int) -> int:
+    """Return how many tokens still fit the model's context, at most those wanted."""
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return wanted
+    room = int(context) - ids.shape[1]
+    if room < 1:
+        raise UnicompError(
+            f"the prompt has {ids.shape[1]} tokens, but the model's context is {context}",
+            hint="give a shorter prompt",
+        )
+    if room < wanted:
+        show.note(f"note: only {room} of {wanted} tokens fit the model's context of {context}")
+    return min(room, wanted)
+
+
+def _streamer(tokenizer: Any) -> Any:
+    from transformers import TextStreamer
+
+    class Stream(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            show.text(text, end="\n" if stream_end else "")
+
+    return Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,0 +1,90 @@
+"""`unicomp plan`: what a recipe would do, from headers only."""
+
+import re
+from typing import TYPE_CHECKING
+
+from unicomp import size
+from unicomp.cli import show
+from unicomp.cli.options import Json, MaxMemory, Quiet, RecipeModel, RecipeName, Set
+
+if TYPE_CHECKING:
+    from unicomp.kernels.packed import Scheme
+    from unicomp.recipes.plan import Fate, Plan
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def plan(
+    recipe: RecipeName,
+    model: RecipeModel = None,
+    set_: Set = None,
+    max_memory: MaxMemory = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a recipe would do: each tensor's fate, bytes, memory and time. Reads no weights.
+
+    Example: unicomp plan quickstart builtin:tinyworld
+    """
+    from unicomp.recipes.load import read
+    from unicomp.recipes.plan import plan as make
+
+    loaded, text = read(recipe, overrides=set_ or [])
+    show_plan(make(loaded, model=model, text=None if set_ else text, max_memory=max_memory), json)
+
+
+def show_plan(found: "Plan", json: bool) -> None:
+    """Write a plan to stdout."""
+    if json:
+        show.json(found.to_json())
+        return
+    rows = [
+        (name, len(fates), _shape(fates[0]), _scheme(fates[0].scheme), *_bytes(fates), why or "")
+        for (name, _, _, why), fates in _alike(found.fates).items()
+    ]
+    show.table(
+        f"{found.source.id}: {found.stage.verb} {found.stage.method}, {found.recipe.format}",
+        ("tensors", "count", "shape", "becomes", "before", "after", "why"),
+        rows,
+    )
+    show.text("")
+    memory = ", ".join(f"{part} {size.show(value)}" for part, value in found.memory.items())
+    facts = [
+        ("parameters", f"{found.params:,}"),
+        ("bytes", f"{size.show(found.bytes_in)} -> {size.show(found.bytes_out)}"),
+        ("bits per weight", f"{found.bits_per_weight:.3f}"),
+        ("peak host memory", f"{size.show(found.peak_host_bytes)}: {memory}"),
+        ("peak GPU memory", "none: the work is done on the CPU"),
+        ("disk", f"at most {size.show(found.disk_bytes)} while it runs"),
+        ("time", f"about {show.duration(found.seconds)}: {found.basis}"),
+    ]
+    show.facts(facts)
+    for note in found.notes:
+        show.text(f"note: {note}")
+
+
+def _alike(
+    fates: "tuple[Fate, ...]",
+) -> "dict[tuple[str, tuple[int, ...], Scheme | None, str | None], list[Fate]]":
+    """Put together what differs only by the number of its layer or expert."""
+    groups: dict[tuple[str, tuple[int, ...], Scheme | None, str | None], list[Fate]] = {}
+    for fate in fates:
+        key = (NUMBER.sub("*", fate.name), fate.shape, fate.scheme, fate.why)
+        groups.setdefault(key, []).append(fate)
+    return groups
+
+
+def _shape(fate: "Fate") -> str:
+    return "x".join(map(str, fate.shape))
+
+
+def _scheme(scheme: "Scheme | None") -> str:
+    if scheme is None:
+        return "kept"
+    group = "per channel" if scheme.group_size == -1 else f"group {scheme.group_size}"
+    return f"{scheme.bits} bits, {group}{'' if scheme.symmetric else ', asymmetric'}"
+
+
+def _bytes(fates: "list[Fate]") -> tuple[str, str]:
+    before, after = sum(f.bytes_in for f in fates), sum(f.bytes_out for f in fates)
+    return size.show(before), size.show(after)

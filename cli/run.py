@@ -1,0 +1,124 @@
+"""`unicomp run`: the whole pipeline of a recipe; and how any run is carried out and shown."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from unicomp import size
+from unicomp.cli import show
+from unicomp.cli.options import (
+    Device,
+    DryRun,
+    Json,
+    MaxMemory,
+    Out,
+    Overwrite,
+    Quiet,
+    RecipeModel,
+    RecipeName,
+    Resume,
+    Set,
+)
+from unicomp.cli.plan import show_plan
+from unicomp.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from unicomp.manifest import Manifest, Module
+    from unicomp.recipes.plan import Plan
+
+INTERRUPTED = 130
+
+
+def run(
+    recipe: RecipeName,
+    model: RecipeModel = None,
+    out: Out = None,
+    set_: Set = None,
+    max_memory: MaxMemory = None,
+    device: Device = "cpu",
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a recipe: compress, pack and write a checkpoint that transformers loads.
+
+    Example: unicomp run quickstart builtin:tinyworld --out out/tinyworld-w4
+    """
+    require(out, device, dry_run)
+    from unicomp.recipes.load import read
+    from unicomp.recipes.plan import plan
+
+    loaded, text = read(recipe, overrides=set_ or [])
+    found = plan(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
+    if out is None or dry_run:
+        show_plan(found, json)
+    else:
+        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)
+
+
+def require(out: Path | None, device: str, dry_run: bool) -> None:
+    """Refuse, before anything is imported, a command line that cannot be carried out."""
+    if out is None and not dry_run:
+        raise typer.BadParameter("missing; give DIR, or `--dry-run`", param_hint="'--out'")
+    if device != "cpu":
+        raise UnsupportedError(f"cannot compute on device `{device}`", hint="use `--device cpu`")
+
+
+def carry_out(found: "Plan", out: Path, *, overwrite: bool, resume: bool, json: bool) -> None:
+    """Run a plan, show how it goes, and write what came of it to stdout.
+
+    Raises typer.Exit with 130 if the user interrupts it.
+    """
+    from unicomp.recipes.run import run as start
+
+    try:
+        with show.progress() as progress:
+            made = start(found, out, overwrite=overwrite, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        show.error(
+            "interrupted",
+            hint=f"the same command resumes from `{out}.partial`; `--fresh` starts over",
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if json:
+        show.json(made.to_json())
+    else:
+        _show(made, out)
+
+
+def _show(made: "Manifest", out: Path) -> None:
+    modules = {name: module for stage in made.stages for name, module in stage.modules.items()}
+    packed = [module for module in modules.values() if module.bits is not None]
+    totals = made.totals
+    facts = [
+        ("output", str(out)),
+        ("linears quantized", f"{len(packed)} of {len(modules)}"),
+        ("bytes", f"{size.show(totals.bytes_in)} -> {size.show(totals.bytes_out)}"),
+        ("bits per weight", f"{totals.bits_per_weight:.3f}"),
+        ("output error", _errors(packed)),
+        ("time", show.duration(sum(stage.seconds for stage in made.stages))),
+        ("peak memory", size.show(max(stage.peak_rss_bytes for stage in made.stages))),
+    ]
+    show.facts(facts)
+    fallen: dict[str, int] = {}
+    for module in modules.values():
+        if module.fallback is not None:
+            fallen[module.fallback] = fallen.get(module.fallback, 0) + 1
+    for why, count in fallen.items():
+        show.text(f"note: {count} of {len(modules)} linears: {why}")
+
+
+def _errors(packed: "list[Module]") -> str:
+    """Return the mean relative output error, beside that of rounding to the nearest."""
+    pairs = [
+        (module.error_after, module.error_before)
+        for module in packed
+        if module.error_after is not None and module.error_before is not None
+    ]
+    if not pairs:
+        return "not measured"
+    after, before = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return f"{after:.4f} relative, mean of {len(pairs)} linears (round-to-nearest: {before:.4f})"
