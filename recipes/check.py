@@ -5,14 +5,14 @@ pydantic finds the problems; here each gets its place, a sentence in our words a
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from unicomp import suggest
 from unicomp.compress import methods
-from unicomp.errors import RecipeError
+from unicomp.errors import RecipeError, UnicompError
 from unicomp.recipes.schema import VERSION, Head, Recipe, Stage
 from unicomp.recipes.tree import DECIMAL, FLOAT, Path, Problem, Tree, shown
 
@@ -105,7 +105,11 @@ class _Check:
             message = f"unknown method `{shown(method)}` for `{verb}`"
             self._add((*path, verb), message, suggest.hint(method, known))
             return None
-        kind = methods.find(verb, method)
+        try:
+            kind = methods.find(verb, method)
+        except UnicompError as error:  # of another package, and broken
+            self._add((*path, verb), error.message, error.hint)
+            return None
         given = {key: value for key, value in data.items() if key != verb}
         options = self._checked(kind, given, path, f"{verb}: {method}")
         if kind.needs and self.tree.data.get("calibration") is None:
@@ -170,12 +174,10 @@ class _Check:
             verb, method = (
                 next(iter(other.items())) if isinstance(other, dict) and other else ("", "")
             )
-            if index == path[1] or method not in methods.methods(verb):
-                continue
-            if word in methods.find(verb, method).model_fields:
+            if index != path[1] and word in _options(verb, method):
                 return f"stage {index}, `{verb}: {method}`, has it; stages count from 0"
         verb = stage.partition(":")[0]
-        having = [m for m in methods.methods(verb) if word in methods.find(verb, m).model_fields]
+        having = [m for m in methods.methods(verb) if word in _options(verb, m)]
         return f"it is an option of {suggest.listed(having)}" if having else None
 
     def _missing(self, path: Path, word: str, kind: type[BaseModel], inner: Path) -> None:
@@ -208,6 +210,16 @@ class _Check:
 
 def _first() -> str:
     return f"`version: {VERSION}`"
+
+
+def _options(verb: str, method: Any) -> Collection[str]:
+    """Return the options of a method; none for one that does not exist or does not load."""
+    if method not in methods.methods(verb):
+        return ()
+    try:
+        return methods.find(verb, method).model_fields
+    except UnicompError:
+        return ()
 
 
 def _dotted(path: Path) -> str:

@@ -47,7 +47,8 @@ def read_text(path: File) -> str:
     except OSError as error:
         hint = None
         if isinstance(error, FileNotFoundError):
-            hint = suggest.hint(path.stem, shipped()) or "see `unicomp recipes list`"
+            near = suggest.closest(path.stem, shipped())
+            hint = f"a shipped recipe is named without a suffix: `{near}`" if near else None
         raise RecipeError([(f"{path}: {(error.strerror or str(error)).lower()}", hint)]) from error
     if len(raw) > LARGEST:
         raise RecipeError([(f"{path}: is larger than {LARGEST} bytes", "a recipe is a short text")])
@@ -251,3 +252,31 @@ def comment(text: str) -> list[str]:
             break
         lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
     return lines
+
+
+def problems(name: str | File) -> list[tuple[str, str | None]]:
+    """Return every (message, hint) that is wrong with a recipe; none if it is sound."""
+    try:
+        read(name)
+    except RecipeError as error:
+        return list(error.problems())
+    return []
+
+
+def copy(path: File, to: File, *, overwrite: bool = False) -> File:
+    """Copy the text of a recipe to a file, or into a folder under its own name; return the file.
+
+    Raises RecipeError if the file exists, unless `overwrite`, or cannot be written.
+    """
+    text = read_text(path)
+    target = to / path.name if to.is_dir() else to
+    try:
+        with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        hint = "name another file, or add `--overwrite`"
+        raise RecipeError([(f"{target}: exists already", hint)]) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RecipeError([(f"{target}: cannot be written: {reason}", None)]) from error
+    return target

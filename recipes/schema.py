@@ -54,7 +54,7 @@ def _text(spec: str) -> str:
     named = spec.startswith(("hub:", "builtin:"))
     if named and not (HUB_TEXT.fullmatch(spec) or BUILTIN.fullmatch(spec)):
         raise ValueError("input should read `builtin:NAME` or `hub:org/name[:config][/split]`")
-    if not named and not spec.lower().endswith(TEXT_FILES):
+    if not named and not spec.endswith(TEXT_FILES):
         raise ValueError(
             f"input should be a {', '.join(TEXT_FILES[:-1])} or {TEXT_FILES[-1]} file, "
             "`builtin:NAME` or `hub:org/name[:config][/split]`"
@@ -167,7 +167,9 @@ class Stage(Part):
 class Head(Part):
     """Everything in a recipe but its stages."""
 
-    version: Literal[1] = Field(VERSION, description="version of the recipe's layout")
+    version: int = Field(
+        VERSION, ge=VERSION, le=VERSION, description="version of the recipe's layout"
+    )
     model: str | None = Field(
         None,
         min_length=1,
