@@ -1,0 +1,64 @@
+"""One pass of a model, and of the base beside it, over windows of text.
+
+Both models see one batch of windows at a time, and what is kept of it is a handful of sums per
+window: no logits are ever stored. Beside the two models, the memory in use is at most
+
+    2 x max(LOGITS, seq_len x vocab x 4 bytes)   float32 logits of a batch, of both models
+    6 x max(32 MiB, vocab x 8 bytes)             float64 temporaries, `metrics.CHUNK`
+
+and the models' own activations for at most `TOKENS` tokens, or one window.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicomp.errors import UnsupportedError
+from unicomp.metrics import WindowSums, join, window_sums
+
+LOGITS = 1 << 26  # bytes of the logits of a batch, unless one window has more
+TOKENS = 4096
+
+
+def sums(
+    model: Any,
+    base: Any | None,
+    windows: Tensor,
+    *,
+    vocab: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> WindowSums:
+    """Predict every token of each window but its first, and sum what the metrics say.
+
+    model, base  transformers causal models in evaluation mode, which may be on any device
+    windows      int64 [windows, seq_len]
+    vocab        ids that a model scores, for the size of a batch
+    progress     called with windows done and windows in all after each batch
+
+    Raises UnsupportedError if the two models do not score the same vocabulary.
+    """
+    count, seq_len = windows.shape
+    batch = max(1, min(LOGITS // (seq_len * vocab * 4), TOKENS // seq_len))
+    parts = []
+    for start in range(0, count, batch):
+        ids = windows[start : start + batch]
+        logits = _logits(model, ids)
+        theirs = None if base is None else _logits(base, ids).to(logits.device)
+        if theirs is not None and theirs.shape != logits.shape:
+            raise UnsupportedError(
+                f"the model scores {logits.shape[-1]} tokens, the baseline {theirs.shape[-1]}",
+                hint="give the model that this one was made from as `--baseline`",
+            )
+        parts.append(window_sums(logits, ids[:, 1:].to(logits.device), theirs))
+        if progress is not None:
+            progress(min(start + batch, count), count)
+    return join(parts)
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    """Return the logits for every token of the windows but the first, [windows, n - 1, vocab]."""
+    logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    return logits[:, :-1]
