@@ -2,7 +2,6 @@
 
 import os
 import time
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +63,8 @@ def env(measure: Measure = False, json: Json = False, quiet: Quiet = False) -> N
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

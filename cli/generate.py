@@ -17,7 +17,14 @@ Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
 ]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens. Default: 128.")
+    int,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Most tokens. Default: 128.",
+    ),
 ]
 Temperature = Annotated[
     float,
@@ -25,11 +32,15 @@ Temperature = Annotated[
         "--temperature",
         min=0,
         metavar="F",
+        show_default=False,
         help="0: always the likeliest token; above: draw, the flatter the higher. Default: 0.",
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Seed of the draws. Default: 0.")
+    int,
+    typer.Option(
+        "--seed", min=0, metavar="N", show_default=False, help="Seed of the draws. Default: 0."
+    ),
 ]
 
 

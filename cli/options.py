@@ -44,7 +44,7 @@ RecipeName = Annotated[
 ]
 RecipeModel = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help=f"In place of the recipe's model: {MODEL}."),
+    typer.Argument(metavar="MODEL", help=f"In place of the recipe's model: {MODEL}."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -73,12 +73,16 @@ MaxMemory = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="cpu", help="Where to compute. Default: cpu.")
+    str,
+    typer.Option(
+        "--device", metavar="cpu", show_default=False, help="Where to compute. Default: cpu."
+    ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume/--fresh",
+        show_default=False,
         help="Go on from an interrupted run, or throw its work away. Default: resume.",
     ),
 ]

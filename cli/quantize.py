@@ -43,6 +43,7 @@ Method = Annotated[
         metavar="|".join(method_options.methods(VERB)),
         help="How codes are found; `gptq` needs `--calibration`. Default: gptq.",
         autocompletion=_methods,
+        show_default=False,
     ),
 ]
 Format = Annotated[

@@ -6,6 +6,7 @@ Only safetensors, JSON and tokenizer files are fetched: never pickles, never cod
 """
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,11 +57,13 @@ def resolve(model: str) -> Source:
         from unicomp import builtin
 
         return Source(builtin.model(model.removeprefix(BUILTIN)), model, None)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(model))  # pathlib's raises for a user who does not exist
+    if model and folder.is_dir():
         return Source(folder, folder.resolve().name, None)
     found = MODEL_ID.fullmatch(model)
-    if folder.exists() or not found:
+    if not found:
+        raise not_a_folder(folder) if model else CheckpointError("the model's name is empty")
+    if folder.exists():
         raise not_a_folder(folder)
     name, revision = found.groups()
     with _said(name, revision, f"no folder `{model}` here, and no model"):
