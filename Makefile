@@ -5,7 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/quickstart
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v) 2>/dev/null)) python3)
+# The first that runs and is recent enough (a shim of that name may be there and not run).
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help setup demo test test-slow test-all lint format clean
@@ -24,8 +26,8 @@ setup: $(STAMP)
 
 # Set up again only when what is installed would change; the install itself is editable.
 $(STAMP): pyproject.toml setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "error: python 3.11 or later is needed, and \`$(PYTHON)\` is not" >&2; \
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: python 3.11 or later is needed: $(or $(PYTHON),none found)" >&2; \
 		echo "hint: name one: \`make PYTHON=/path/to/python3.12 ...\`" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "hint: some systems ship venv apart, as python3-venv" >&2; exit 1; }
