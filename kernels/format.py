@@ -2,15 +2,16 @@
 
 The folder `kernels/formats/` is the registry: `gptq.py` there is `--format gptq` and defines
 exactly one subclass of `Format`. Words have hyphens on the command line and underscores on disk.
-A format is stateless; every method is a pure function of its arguments.
+A format is a frozen value; every method is a pure function of it and its arguments.
 """
 
 import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,14 +23,63 @@ from unicomp.kernels.packed import PackedTensor, Scheme
 from unicomp.writer import Meta
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a recipe asks for one linear of a model.
+
+    module      its name in the output, without `.weight`
+    shape       (out, in)
+    scheme      None: leave it dense
+    transposed  the model holds it [in, out] (GPT-2's Conv1D)
+    expert      it belongs to one expert: `<path>.experts.<index>.<name>`
+    """
+
+    module: str
+    shape: tuple[int, int]
+    scheme: Scheme | None
+    transposed: bool = False
+    expert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a format makes of the wishes for a whole model.
+
+    format   writes this model from here on: it knows which writing its loaders need
+    schemes  of every wish, in order; None: dense
+    why      module -> reason, where the scheme is not the one asked for, or stored unusually
+    stacked  `<path>.experts` of layers whose dense experts loaders want as two 3-D tensors under
+             the names of the transformers model, `gate_up_proj` and `down_proj`
+    """
+
+    format: "Format"
+    schemes: Mapping[str, Scheme | None]
+    why: Mapping[str, str] = field(default_factory=dict)
+    stacked: tuple[str, ...] = ()
+
+
 class Format(ABC):
     """One on-disk layout of packed linear weights.
 
     A weight belongs to a module, `<module>.weight` [out, in] in the source; the format replaces it
-    by tensors named `<module>.<suffix>`. Everything else of the checkpoint stays as it is.
+    by tensors named `<module>.<suffix>`. Everything else of the checkpoint stays as it is. One
+    instance writes one checkpoint: `settle` for writing and `reading` for reading return it.
     """
 
     name: ClassVar[str]
+
+    @abstractmethod
+    def settle(self, wishes: Sequence[Wish], loaders: Iterable[str]) -> Settled:
+        """Decide how each linear of a model is stored so that loaders take the file whole.
+
+        wishes   every linear that could be quantized, those to leave dense included
+        loaders  of `transformers`, `vllm`, `llama.cpp`: what must load it; none named:
+                 transformers must, the others where that costs nothing
+        """
+
+    def reading(self, config: Mapping[str, Any]) -> Self:
+        """Return the instance that reads files with this `quantization_config`."""
+        return self
 
     @abstractmethod
     def refuses(self, shape: tuple[int, int], scheme: Scheme) -> str | None:

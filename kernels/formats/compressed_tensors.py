@@ -10,35 +10,85 @@ Per linear weight [out, in] with b bits and group size g:
 Codes of 3, 5, 6 and 7 bits straddle words. compressed-tensors before 0.18 wrote them otherwise
 under the same name; only the dense layout is written here, and the version says so.
 
+Three writings besides, each because a stock loader (transformers 5.23 with compressed-tensors
+0.20, tried for each) takes the plain one wrongly or not at all; `settle` chooses:
+
+* Groups as blocks, `strategy: block` with `block_structure: [1, g]`: the last group may be
+  shorter, and zero points are stored raw, int8 [out, ceil(in/g)]. vLLM does not take it.
+* `dequantize: true`, read by transformers alone: packed zero points load only with it, and with
+  it all linears must share one scheme.
+* Conv1D (GPT-2) is stored as the model holds it, [in, out], in blocks [g, 1], dequantized at load.
+
 `targets` and `ignore` are exact: with one scheme, class `Linear` and every dense linear ignored,
 the form that every loader knows; with several, only anchored patterns and names, since vLLM tries
-a class name before it takes a fused q/k/v apart. Each list is checked against all module names.
+a class name before it takes a fused q/k/v apart.
 """
 
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from unicomp.checkpoint import DTYPES
 from unicomp.errors import UnsupportedError
-from unicomp.kernels.format import Format
+from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import PackedTensor, Scheme, pack_words, unpack_words, words
+from unicomp.kernels.targets import CLASSES, matches, patterns
 from unicomp.writer import Meta
 
 # The release whose files these are, byte for byte; 0.18 made odd widths dense.
 VERSION = "0.20.0"
 
+# What vLLM holds as one module, so that the parts must share a scheme.
+_FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"w1", "w3"})
 
+
+@dataclass(frozen=True, slots=True)
 class CompressedTensors(Format):
-    """The `pack-quantized` layout of compressed-tensors 0.18 and later."""
+    """The `pack-quantized` layout of compressed-tensors 0.18 and later.
+
+    block       modules whose groups are written as blocks
+    tallest     the most input features of a Conv1D; 0: the model has plain linears
+    dequantize  transformers makes the weights dense at load
+    """
 
     name = "compressed-tensors"
 
+    block: frozenset[str] = frozenset()
+    tallest: int = 0
+    dequantize: bool = False
+
+    def settle(self, wishes: Sequence[Wish], loaders: Iterable[str]) -> Settled:
+        """Decide each linear's storage; the rules are the loaders', see the module's docstring."""
+        settling = _Settling(frozenset(loaders) or frozenset({"transformers"}))
+        settling.schemes = {wish.module: wish.scheme for wish in wishes}
+        settling.conv1d([wish for wish in wishes if wish.transposed])
+        settling.experts([wish for wish in wishes if wish.expert])
+        plain = [wish for wish in wishes if not wish.transposed and not wish.expert]
+        settling.fused(plain)
+        settling.plain(plain)
+        own = replace(
+            self,
+            block=frozenset(settling.block),
+            tallest=max((wish.shape[1] for wish in wishes if wish.transposed), default=0),
+            dequantize=settling.dequantize,
+        )
+        return Settled(own, settling.schemes, settling.why, tuple(settling.stacked))
+
+    def reading(self, config: Mapping[str, Any]) -> Self:
+        """Return the instance for a file; blocks down the rows are what only Conv1D has."""
+        blocks = [
+            (group.get("weights") or {}).get("block_structure") or [1, 1]
+            for group in config.get("config_groups", {}).values()
+        ]
+        tallest = max((down for down, along in blocks if along == 1), default=0)
+        return replace(self, tallest=tallest if tallest > 1 else 0)
+
     def refuses(self, shape: tuple[int, int], scheme: Scheme) -> str | None:
-        """Say why not: bits outside 2..8, or a group that does not divide the columns."""
+        """Say why the plain writing cannot: bits outside 2..8, or a group that does not divide."""
         if not 2 <= scheme.bits <= 8:
             return f"bits {scheme.bits} is not within 2..8"
         if scheme.group_size != -1 and shape[1] % scheme.group_size:
@@ -54,27 +104,37 @@ class CompressedTensors(Format):
         """Return the tensors of one weight [out, in]."""
         out, columns = shape
         groups = scheme.groups(columns)
-        scale = next(name for name, kind in DTYPES.items() if kind == self.scale_dtype(dtype))
+        kind = self.scale_dtype(dtype)
+        name = next(name for name, own in DTYPES.items() if own == kind)
+        rows, stored = (columns, out) if self.tallest else (out, columns)
+        grid = (groups, out) if self.tallest else (out, groups)
         tensors = [
-            Meta(f"{module}.weight_packed", "I32", (out, words(columns, scheme.bits))),
-            Meta(f"{module}.weight_scale", scale, (out, groups)),
+            Meta(f"{module}.weight_packed", "I32", (rows, words(stored, scheme.bits))),
+            Meta(f"{module}.weight_scale", name, grid),
             Meta(f"{module}.weight_shape", "I64", (2,)),
         ]
-        if not scheme.symmetric:
-            shape = (words(out, scheme.bits), groups)
-            tensors.append(Meta(f"{module}.weight_zero_point", "I32", shape))
+        if not scheme.symmetric and self._raw(module):
+            tensors.append(Meta(f"{module}.weight_zero_point", "I8", grid))
+        elif not scheme.symmetric:
+            packed = (words(out, scheme.bits), groups)
+            tensors.append(Meta(f"{module}.weight_zero_point", "I32", packed))
         return tensors
 
     def pack(self, module: str, packed: PackedTensor) -> dict[str, Tensor]:
         """Return the stored tensors; the scale keeps its dtype, which must be `scale_dtype`'s."""
+        codes, scale, zero = packed.codes, packed.scale, packed.zero_point
+        if self.tallest:
+            codes, scale = codes.T, scale.T
+            zero = None if zero is None else zero.T
         tensors = {
-            f"{module}.weight_packed": pack_words(packed.codes, packed.scheme.bits),
-            f"{module}.weight_scale": packed.scale.contiguous(),
-            f"{module}.weight_shape": torch.tensor(packed.codes.shape, dtype=torch.int64),
+            f"{module}.weight_packed": pack_words(codes, packed.scheme.bits),
+            f"{module}.weight_scale": scale.contiguous(),
+            f"{module}.weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
         }
-        if packed.zero_point is not None:
-            columns = pack_words(packed.zero_point.T.contiguous(), packed.scheme.bits)
-            tensors[f"{module}.weight_zero_point"] = columns.T.contiguous()
+        if zero is not None and not self._raw(module):
+            zero = pack_words(zero.T, packed.scheme.bits).T
+        if zero is not None:
+            tensors[f"{module}.weight_zero_point"] = zero.contiguous()
         return tensors
 
     def unpack(
@@ -85,30 +145,38 @@ class CompressedTensors(Format):
         scheme: Scheme,
     ) -> PackedTensor:
         """Return codes, scale and zero point of one weight [out, in]."""
-        codes = unpack_words(read(f"{module}.weight_packed"), scheme.bits, shape[1])
+        stored = shape[0] if self.tallest else shape[1]
+        codes = unpack_words(read(f"{module}.weight_packed"), scheme.bits, stored)
         scale = read(f"{module}.weight_scale")
         zero = None
         if not scheme.symmetric:
-            stored = read(f"{module}.weight_zero_point")
-            zero = unpack_words(stored.T.contiguous(), scheme.bits, shape[0]).T.contiguous()
-        return PackedTensor(codes, scale.reshape(shape[0], -1), zero, scheme)
+            zero = read(f"{module}.weight_zero_point")
+            if zero.dtype == torch.int32:
+                zero = unpack_words(zero.T, scheme.bits, shape[0]).T
+        if self.tallest:
+            codes, scale = codes.T, scale.T
+            zero = None if zero is None else zero.T
+        zero = None if zero is None else zero.contiguous()
+        scale = scale.reshape(shape[0], -1).contiguous()
+        return PackedTensor(codes.contiguous(), scale, zero, scheme)
 
     def config(self, schemes: Mapping[str, Scheme], dense: Sequence[str]) -> dict[str, Any]:
-        """Return the `quantization_config`: one group per distinct scheme, in order of use."""
-        distinct = list(dict.fromkeys(schemes.values()))
+        """Return the `quantization_config`: one group per way of storing, in order of use."""
+        ways: dict[tuple[Scheme, bool], list[str]] = {}
+        for module, scheme in schemes.items():
+            ways.setdefault((scheme, module in self.block), []).append(module)
         everything = [*schemes, *dense]
-        groups = {}
-        for index, scheme in enumerate(distinct):
-            members = [module for module, own in schemes.items() if own == scheme]
-            targets = ["Linear"] if len(distinct) == 1 else patterns(members, everything)
-            groups[f"group_{index}"] = {
+        groups: dict[str, Any] = {}
+        for (scheme, block), members in ways.items():
+            kind = "Conv1D" if self.tallest else "Linear"
+            groups[f"group_{len(groups)}"] = {
                 "format": "pack-quantized",
-                "targets": targets,
-                "weights": _weights(scheme),
+                "targets": [kind] if len(ways) == 1 else patterns(members, everything),
+                "weights": self._weights(scheme, block),
                 "input_activations": None,
                 "output_activations": None,
             }
-        return {
+        config = {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
@@ -117,124 +185,225 @@ class CompressedTensors(Format):
             "ignore": patterns(dense, everything),
             "kv_cache_scheme": None,
         }
+        return config | ({"dequantize": True} if self.dequantize else {})
 
     def scheme(self, config: Mapping[str, Any], module: str) -> Scheme | None:
-        """Read one module's scheme; names go before patterns, patterns before `Linear`."""
-        if any(_matches(module, entry) for entry in config.get("ignore") or []):
+        """Read one module's scheme; names go before patterns, patterns before classes."""
+        group = find_group(config, module)
+        weights = None if group is None else group.get("weights")
+        if weights is None:
             return None
-        found: Mapping[str, Any] | None = None
-        for rank in (_is_name, _is_pattern, _is_class):
-            for group in config.get("config_groups", {}).values():
-                if any(rank(entry) and _matches(module, entry) for entry in group["targets"]):
-                    found = found or group
-        if found is None or found.get("weights") is None:
-            return None
-        weights = found["weights"]
         if weights.get("type", "int") != "int":
-            raise UnsupportedError(f"`{module}`: weights of type `{weights['type']}` are not codes")
-        group_size = weights.get("group_size")
-        symmetric = bool(weights.get("symmetric", True))
-        return Scheme(weights["num_bits"], group_size if group_size else -1, symmetric)
+            raise UnsupportedError(f"`{module}`: weights of type `{weights['type']}` are no codes")
+        size = weights.get("group_size") or -1
+        if weights.get("block_structure"):
+            size = max(weights["block_structure"])
+        return Scheme(weights["num_bits"], size, bool(weights.get("symmetric", True)))
+
+    def _raw(self, module: str) -> bool:
+        """Say whether zero points are stored unpacked: compressed-tensors does so for blocks."""
+        return self.tallest > 0 or module in self.block
+
+    def _weights(self, scheme: Scheme, block: bool) -> dict[str, Any]:
+        size = scheme.group_size
+        strategy: dict[str, Any] = {"strategy": "group", "group_size": size}
+        if self.tallest:
+            down = self.tallest if size == -1 else size
+            strategy = {"strategy": "block", "block_structure": [down, 1]}
+        elif block:
+            strategy = {"strategy": "block", "block_structure": [1, size]}
+        elif size == -1:
+            strategy = {"strategy": "channel", "group_size": None}
+        kept = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric}
+        return {**kept, **strategy, "dynamic": False}
 
 
-def patterns(members: Iterable[str], everything: Iterable[str]) -> list[str]:
-    r"""Return the shortest entries that match exactly `members` among `everything`.
+def find_group(config: Mapping[str, Any], module: str) -> Mapping[str, Any] | None:
+    """Return the config group that a linear module belongs to, as compressed-tensors chooses.
 
-    A module without a number in its name is listed by name. The others become `re:` patterns with
-    an anchored end, in which a layer or expert number is `\d+` where all agree and a choice where
-    not. They start at the word before the first number, so that they also hold for the model
-    without its head, unless that would match others.
+    An exact name goes before a pattern and a pattern before a class name, whatever their order.
     """
-    wanted = list(dict.fromkeys(members))
-    others = set(everything) - set(wanted)
-    mine, alike = _by_template(wanted), _by_template([*wanted, *others])
-    entries = []
-    for template, numbers in mine.items():
-        if numbers == {()}:
-            entries.append(template)
-            continue
-        for choice in _choices(numbers, alike[template]):
-            pieces = [re.escape(piece) for piece in template.split("#")]
-            full = "".join(map("".join, zip(pieces, [*choice, ""], strict=True)))
-            head = re.escape(template.split("#")[0].removesuffix(".").rpartition(".")[0] + ".")
-            short = r".*\b" + full.removeprefix(head)
-            loose = any(re.match(short + "$", module) for module in others)
-            entries.append(f"re:^{full}$" if loose else f"re:{short}$")
-    missed = [module for module in wanted if not any(_matches(module, e) for e in entries)]
-    caught = [module for module in others if any(_matches(module, e) for e in entries)]
-    if missed or caught:
-        raise ValueError(f"patterns {entries} miss {missed} and catch {caught}")
-    return entries
+    if any(matches(module, entry) for entry in config.get("ignore") or []):
+        return None
+    found: dict[int, Mapping[str, Any]] = {}
+    for group in config.get("config_groups", {}).values():
+        for entry in group["targets"]:
+            if matches(module, entry):
+                pattern, kind = entry.startswith("re:"), entry in CLASSES
+                found.setdefault(2 if kind else 1 if pattern else 0, group)
+    return found[min(found)] if found else None
 
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+@dataclass(slots=True)
+class _Settling:
+    """The rules of the loaders, applied one kind of linear after another."""
+
+    loaders: frozenset[str]
+    schemes: dict[str, Scheme | None] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    block: set[str] = field(default_factory=set)
+    stacked: list[str] = field(default_factory=list)
+    dequantize: bool = False
+
+    @property
+    def vllm(self) -> bool:
+        return "vllm" in self.loaders
+
+    @property
+    def transformers(self) -> bool:
+        return "transformers" in self.loaders
+
+    def keep(self, wishes: Iterable[Wish], why: str) -> None:
+        """Leave these dense; those that the recipe ignores need no reason."""
+        for wish in wishes:
+            if self.schemes[wish.module] is not None:
+                self.schemes[wish.module] = None
+                self.why[wish.module] = why
+
+    def wanted(self, wishes: Iterable[Wish]) -> list[Wish]:
+        return [wish for wish in wishes if self.schemes[wish.module] is not None]
+
+    def common(self, wishes: Iterable[Wish]) -> Scheme | None:
+        """Return the scheme of the most weights."""
+        weights: Counter[Scheme] = Counter()
+        for wish in wishes:
+            scheme = self.schemes[wish.module]
+            if scheme is not None:
+                weights[scheme] += wish.shape[0] * wish.shape[1]
+        return max(weights, key=weights.__getitem__) if weights else None
+
+    def conv1d(self, wishes: list[Wish]) -> None:
+        """Conv1D loads in transformers only dequantized at load, and then with one scheme."""
+        wanted = self.wanted(wishes)
+        if not wanted:
+            return
+        if self.vllm:
+            self.keep(wanted, "vLLM takes no packed Conv1D from compressed-tensors; gptq would do")
+            return
+        self._one_scheme(wanted, "Conv1D")
+        self.dequantize = True
+
+    def _one_scheme(self, wanted: list[Wish], what: str) -> None:
+        common = self.common(wanted)
+        others = [wish for wish in wanted if self.schemes[wish.module] != common]
+        self.keep(others, f"transformers takes one scheme for all {what} here, and it is another's")
+
+    def experts(self, wishes: list[Wish]) -> None:
+        """Packed experts share one symmetric scheme, and a layer's are packed all or none."""
+        layers: dict[str, list[Wish]] = {}
+        for wish in wishes:
+            path = wish.module.rpartition(".experts.")[0] + ".experts"
+            layers.setdefault(path, []).append(wish)
+        if any(not scheme.symmetric for scheme in self._schemes(wishes)):
+            self.keep(wishes, "loaders drop the zero points of packed experts")
+        common = self.common(wishes)
+        for path, members in layers.items():
+            own = {self.schemes[wish.module] for wish in members}
+            if own != {common}:
+                self.keep(
+                    members, "loaders take one scheme for all packed experts, and all of a layer"
+                )
+            if own != {common} or common is None:
+                self.stacked += [path] if self.transformers else []
+        packed = self.wanted(wishes)
+        ragged = [wish for wish in packed if self._ragged(wish)]
+        if ragged and (self.vllm or self._fills_words(packed)):
+            reason = f"{self._undivided(ragged[0])} of `{ragged[0].module}`: per channel"
+            self._per_channel(packed, reason)
+        elif ragged:
+            self._as_blocks(packed, f"{self._undivided(ragged[0])}: a shorter last group")
+        if not any(self.schemes.values()):
+            self.stacked = []
+
+    def fused(self, wishes: list[Wish]) -> None:
+        """VLLM holds q, k and v as one module, and gate and up: they take the finest's scheme."""
+        if not self.vllm:
+            return
+        parents: dict[tuple[str, int], list[Wish]] = {}
+        for wish in wishes:
+            parent, _, own = wish.module.rpartition(".")
+            for index, names in enumerate(_FUSED):
+                if own in names:
+                    parents.setdefault((parent, index), []).append(wish)
+        for members in parents.values():
+            own_schemes = [self.schemes[wish.module] for wish in members]
+            if len(set(own_schemes)) == 1:
+                continue
+            if None in own_schemes:
+                self.keep(members, "vLLM fuses it with a neighbour that stays dense")
+                continue
+            finest = max(self._schemes(members), key=_fineness)
+            for wish in members:
+                if self.schemes[wish.module] != finest:
+                    self.schemes[wish.module] = finest
+                    self.why[wish.module] = "vLLM fuses it with a neighbour of this scheme"
+
+    def plain(self, wishes: list[Wish]) -> None:
+        """Linears mix freely while symmetric; packed zero points want one scheme for all."""
+        wanted = self.wanted(wishes)
+        symmetric = [wish for wish in wanted if self._scheme(wish).symmetric]
+        shifted = [wish for wish in wanted if not self._scheme(wish).symmetric]
+        for wish in symmetric:
+            if self._ragged(wish) and (self.vllm or self._fills_words([wish])):
+                self._per_channel([wish], f"{self._undivided(wish)}: per channel")
+            elif self._ragged(wish):
+                self._as_blocks([wish], f"{self._undivided(wish)}: a shorter last group")
+        if not shifted:
+            return
+        ragged = [wish for wish in shifted if self._ragged(wish)]
+        schemes = set(self._schemes(shifted))
+        mixed = bool(symmetric or ragged or len(schemes) > 1)
+        if mixed and not self.vllm:
+            for wish in shifted:
+                ragged_here = self._ragged(wish)
+                if self._scheme(wish).group_size == -1:
+                    self._whole_rows(wish)
+                why = f"{self._undivided(wish)}: a shorter last group" if ragged_here else None
+                self._as_blocks([wish], why)
+            return
+        for wish in ragged:
+            self._per_channel([wish], f"{self._undivided(wish)}: per channel")
+        if self.transformers:
+            self._one_scheme(wanted, "linears with packed zero points")
+            self.dequantize = True
+
+    def _scheme(self, wish: Wish) -> Scheme:
+        scheme = self.schemes[wish.module]
+        if scheme is None:
+            raise ValueError(f"`{wish.module}` is dense")
+        return scheme
+
+    def _schemes(self, wishes: Iterable[Wish]) -> list[Scheme]:
+        return [scheme for wish in wishes if (scheme := self.schemes[wish.module]) is not None]
+
+    def _ragged(self, wish: Wish) -> bool:
+        size = self._scheme(wish).group_size
+        return size != -1 and wish.shape[1] % size != 0
+
+    def _undivided(self, wish: Wish) -> str:
+        size = self._scheme(wish).group_size
+        return f"in_features {wish.shape[1]} is not a multiple of group_size {size}"
+
+    def _fills_words(self, wishes: Iterable[Wish]) -> bool:
+        """Say whether rows end with a whole word, without which vLLM takes no packed linear."""
+        return all(wish.shape[1] * self._scheme(wish).bits % 32 == 0 for wish in wishes)
+
+    def _per_channel(self, wishes: Iterable[Wish], why: str) -> None:
+        for wish in wishes:
+            self.schemes[wish.module] = replace(self._scheme(wish), group_size=-1)
+            self.why[wish.module] = why
+
+    def _as_blocks(self, wishes: Iterable[Wish], why: str | None) -> None:
+        for wish in wishes:
+            self.block.add(wish.module)
+            if why is not None:
+                self.why[wish.module] = why
+
+    def _whole_rows(self, wish: Wish) -> None:
+        """Make a row one block: what a channel is, for a writing that has only blocks."""
+        self.schemes[wish.module] = replace(self._scheme(wish), group_size=wish.shape[1])
 
 
-def _by_template(modules: Iterable[str]) -> dict[str, set[tuple[str, ...]]]:
-    """Return name with `#` for its numbers -> the numbers it occurs with."""
-    found: dict[str, set[tuple[str, ...]]] = {}
-    for module in modules:
-        found.setdefault(_NUMBER.sub("#", module), set()).add(tuple(_NUMBER.findall(module)))
-    return found
-
-
-def _choices(mine: set[tuple[str, ...]], alike: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return regex parts, one per number, that together match `mine` among `alike`."""
-    if mine == alike:
-        return [(r"\d+",) * len(next(iter(mine)))]
-    if len(next(iter(mine))) == 1:
-        return [(_choice({head for (head,) in mine}, {head for (head,) in alike}),)]
-    heads: dict[tuple[tuple[str, ...], ...], set[str]] = {}
-    for head in {numbers[0] for numbers in mine}:
-        rest = _choices(_tails(mine, head), _tails(alike, head))
-        heads.setdefault(tuple(rest), set()).add(head)
-    known = {numbers[0] for numbers in alike}
-    return [
-        (_choice(same, known), *tail) for tails, same in sorted(heads.items()) for tail in tails
-    ]
-
-
-def _tails(numbers: set[tuple[str, ...]], head: str) -> set[tuple[str, ...]]:
-    return {entry[1:] for entry in numbers if entry[0] == head}
-
-
-def _choice(wanted: set[str], known: set[str]) -> str:
-    """Return a regex for `wanted` among `known` numbers, by what it names or what it leaves out."""
-    if wanted == known:
-        return r"\d+"
-    rest = known - wanted
-    few = wanted if len(wanted) <= len(rest) else rest
-    listed = "|".join(sorted(few, key=int))
-    listed = f"(?:{listed})" if len(few) > 1 else listed
-    return listed if few is wanted else rf"(?!{listed}\.)\d+"
-
-
-def _weights(scheme: Scheme) -> dict[str, Any]:
-    channel = scheme.group_size == -1
-    return {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "channel" if channel else "group",
-        "group_size": None if channel else scheme.group_size,
-        "dynamic": False,
-    }
-
-
-def _is_pattern(entry: str) -> bool:
-    return entry.startswith("re:")
-
-
-def _is_class(entry: str) -> bool:
-    return entry == "Linear"
-
-
-def _is_name(entry: str) -> bool:
-    return not _is_pattern(entry) and not _is_class(entry)
-
-
-def _matches(module: str, entry: str) -> bool:
-    """Match as compressed-tensors does: patterns from the start, names whole, `Linear` always."""
-    if _is_pattern(entry):
-        return re.match(entry.removeprefix("re:"), module) is not None
-    return entry in (module, "Linear")
+def _fineness(scheme: Scheme) -> tuple[int, float, bool]:
+    size = float("inf") if scheme.group_size == -1 else scheme.group_size
+    return scheme.bits, -size, not scheme.symmetric
