@@ -6,6 +6,7 @@ pydantic finds the problems; here each gets its place, a sentence in our words a
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +19,7 @@ from unicomp.recipes.tree import DECIMAL, FLOAT, Path, Problem, Tree, shown
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+MOST = 100  # problems said of one recipe
 TRUTH_WORDS = frozenset({"on", "off", "yes", "no", "y", "n", "true", "false"})
 NO_LIST = frozenset({"tuple_type", "list_type"})
 NO_MAPPING = frozenset({"dict_type", "mapping_type", "model_type", "model_attributes_type"})
@@ -41,6 +43,7 @@ class _Check:
     def __init__(self, tree: Tree, problems: Sequence[Problem]) -> None:
         self.tree = tree
         self.problems = list(problems)
+        self.unsaid = 0
 
     def recipe(self) -> Recipe:
         data = self.tree.data
@@ -53,8 +56,12 @@ class _Check:
             if head is not None and not self.problems:
                 parts = {name: getattr(head, name) for name in Head.model_fields}
                 return Recipe(stages=stages, **parts)
-        found = sorted(self.problems, key=lambda problem: problem.order)
-        raise RecipeError([(problem.message, problem.hint) for problem in found])
+        self.problems.sort(key=lambda problem: problem.order)
+        found = [(problem.message, problem.hint) for problem in self.problems[:MOST]]
+        more = self.unsaid + len(self.problems) - len(found)
+        if more:
+            found.append((f"and {more} more problems", "mend these first"))
+        raise RecipeError(found)
 
     def _version(self, data: dict[str, Any]) -> bool:
         """Look at the version first: of a version that we do not know, we know nothing."""
@@ -128,7 +135,8 @@ class _Check:
             grouped: dict[tuple[Path, bool], list[Any]] = {}
             for detail in error.errors(include_url=False):
                 grouped.setdefault(self._located(path, detail["loc"]), []).append(detail)
-            for (where, on_key), details in grouped.items():
+            self.unsaid += max(0, len(grouped) - MOST)
+            for (where, on_key), details in islice(grouped.items(), MOST):
                 inner = where[len(path) :]
                 if details[0]["type"] == "extra_forbidden":
                     known = list(_model(kind, inner[:-1]).model_fields)

@@ -53,8 +53,11 @@ def _flow(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        # YAML 1.1 reads `1e-05` as a string and `1.0e-05` as a float
+        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
     if isinstance(value, str):
         return _word(value)
     raise TypeError(f"no YAML for {type(value).__name__}")
