@@ -165,6 +165,8 @@ class CompressedTensors(Format):
         ways: dict[tuple[Scheme, bool], list[str]] = {}
         for module, scheme in schemes.items():
             ways.setdefault((scheme, module in self.block), []).append(module)
+        # Tied heads are Linear modules too, and gpt_neox calls its head otherwise on disk.
+        dense = list(dict.fromkeys([*dense, *({"lm_head"} - set(schemes))]))
         everything = [*schemes, *dense]
         groups: dict[str, Any] = {}
         for (scheme, block), members in ways.items():
