@@ -39,8 +39,15 @@ def show_plan(found: "Plan", json: bool) -> None:
         show.json(found.to_json())
         return
     rows = [
-        (name, len(fates), _shape(fates[0]), _scheme(fates[0].scheme), *_bytes(fates), why or "")
-        for (name, _, _, why), fates in _alike(found.fates).items()
+        (
+            name,
+            len(fates),
+            "x".join(map(str, shape)),
+            "kept" if scheme is None else scheme_words(scheme),
+            *_bytes(fates),
+            why or "",
+        )
+        for (name, shape, scheme, why), fates in _alike(tuple(found.fates.values())).items()
     ]
     show.table(
         f"{found.source.id}: {found.stage.verb} {found.stage.method}, {found.recipe.format}",
@@ -69,20 +76,20 @@ def _alike(
     """Put together what differs only by the number of its layer or expert."""
     groups: dict[tuple[str, tuple[int, ...], Scheme | None, str | None], list[Fate]] = {}
     for fate in fates:
-        key = (NUMBER.sub("*", fate.name), fate.shape, fate.scheme, fate.why)
+        key = (unnumbered(fate.name), fate.shape, fate.scheme, fate.why)
         groups.setdefault(key, []).append(fate)
     return groups
 
 
-def _shape(fate: "Fate") -> str:
-    return "x".join(map(str, fate.shape))
-
-
-def _scheme(scheme: "Scheme | None") -> str:
-    if scheme is None:
-        return "kept"
+def scheme_words(scheme: "Scheme") -> str:
+    """Return a scheme in words: `4 bits, group 128`."""
     group = "per channel" if scheme.group_size == -1 else f"group {scheme.group_size}"
     return f"{scheme.bits} bits, {group}{'' if scheme.symmetric else ', asymmetric'}"
+
+
+def unnumbered(name: str) -> str:
+    """Return a module's name with `*` for the numbers of its layer and expert."""
+    return NUMBER.sub("*", name)
 
 
 def _bytes(fates: "list[Fate]") -> tuple[str, str]:

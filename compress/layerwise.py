@@ -118,6 +118,15 @@ def moment_bytes(columns: int, cross: bool) -> int:
     return 4 * columns * columns * (2 if cross else 1)
 
 
+def solver_bytes(rows: int, columns: int) -> int:
+    """Return the bytes that solving a stack of weights takes, besides the weights themselves.
+
+    Copies of the weight: the stack, its transpose in quantization order, the targets, and the
+    dequantized one. Of the Hessian: damped, permuted, and factorised.
+    """
+    return 4 * (4 * rows * columns + 3 * columns * columns)
+
+
 def _solve(
     module: nn.Module,
     linears: Sequence[Linear],

@@ -14,12 +14,14 @@ from typing import Any, Self
 
 from unicomp.errors import UnicompError
 
+FOLDER = ".unicomp"  # inside the working folder; hidden, so that no manifest lists it
 NAME = "journal.jsonl"
 
 
 class Journal:
     """The journal of one working folder, locked while open.
 
+    folder   where the journal lies, and with it what a later process needs and no reader does
     entries  what earlier processes finished, in order
     """
 
@@ -29,7 +31,9 @@ class Journal:
         Raises UnicompError if another process works in the folder, or if the journal is that of
         a different run.
         """
-        self.path = folder / NAME
+        self.folder = folder / FOLDER
+        self.folder.mkdir(exist_ok=True)
+        self.path = self.folder / NAME
         self._file = self.path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.compress.layerwise import moment_bytes
+from unicomp.compress.layerwise import moment_bytes, solver_bytes
 from unicomp.compress.method import Need, QuantizeMethod
 from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.evaluate.score import LONGEST
+from unicomp.evaluate.stream import LOGITS
 from unicomp.hub import Source, resolve
 from unicomp.kernels import format as formats
 from unicomp.kernels.dense import DenseSource, open_dense
@@ -36,6 +38,8 @@ from unicomp.writer import Meta
 IMPORTS = 640 << 20
 # Tokens computed together where memory allows: enough for matrix products at full speed.
 BATCH_TOKENS = 4096
+# Axes whose scores need a text that no recipe names yet; only the builtin models bring one.
+READING = ("accuracy", "fidelity", "calibration", "safety")
 # Temporaries of a layer's forward pass, as copies of its widest activation.
 LIVE_ACTIVATIONS = 6
 
@@ -64,12 +68,14 @@ class Plan:
     """What a run will do; `to_json` is what the user sees of it.
 
     text            recipe text as written, or as its defaults and overrides make it
-    fates           of every tensor, in the order of the output
+    fates           name -> what becomes of it, for every tensor, in the order of the output
     schemes         module -> scheme, for every linear that is quantized
     batch           calibration windows computed together
     moment_bytes    most memory that one pass's statistics may take
     memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
     disk_bytes      most that the run takes on disk, the output included
+    scored          axes that the result is scored on, against the source
+    held_out        the text to score on, as `unicomp.text.read` takes it; None: there is none
     """
 
     recipe: Recipe
@@ -80,7 +86,7 @@ class Plan:
     checkpoint: Checkpoint
     model: Model
     format: Format
-    fates: tuple[Fate, ...]
+    fates: Mapping[str, Fate]
     schemes: Mapping[str, Scheme]
     batch: int
     moment_bytes: int
@@ -89,6 +95,8 @@ class Plan:
     operations: float
     seconds: float
     basis: str
+    scored: tuple[str, ...]
+    held_out: str | None
     notes: tuple[str, ...]
 
     @property
@@ -102,17 +110,17 @@ class Plan:
     @property
     def bytes_in(self) -> int:
         """Bytes of all tensors of the source."""
-        return sum(fate.bytes_in for fate in self.fates)
+        return sum(fate.bytes_in for fate in self.fates.values())
 
     @property
     def bytes_out(self) -> int:
         """Bytes of all tensors of the output."""
-        return sum(fate.bytes_out for fate in self.fates)
+        return sum(fate.bytes_out for fate in self.fates.values())
 
     @property
     def params(self) -> int:
         """Parameters of the model: elements of all its plain tensors."""
-        return sum(torch.Size(fate.shape).numel() for fate in self.fates)
+        return sum(torch.Size(fate.shape).numel() for fate in self.fates.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -135,7 +143,7 @@ class Plan:
         plain = {canonical: name for name, canonical in self.model.names.items()}
         linears = {linear.module: linear for linear in self.model.linears()}
         metas: list[Meta] = []
-        for fate in self.fates:
+        for fate in self.fates.values():
             if fate.scheme is not None:
                 shape = linears[fate.name].shape
                 metas += self.format.layout(fate.name, shape, fate.scheme, self.dtype)
@@ -191,7 +199,7 @@ class Plan:
                     "bytes_in": fate.bytes_in,
                     "bytes_out": fate.bytes_out,
                 }
-                for fate in self.fates
+                for fate in self.fates.values()
             ],
         }
 
@@ -228,17 +236,20 @@ def plan(
     found = formats.find(recipe.format)
     modules = [linear.module for linear in description.linears()]
     _check_patterns(method, modules)
-    fates = tuple(_fates(dense, description, method, found, recipe))
-    schemes = {fate.name: fate.scheme for fate in fates if fate.scheme is not None}
+    fates = {fate.name: fate for fate in _fates(dense, description, method, found, recipe)}
+    schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
     if not schemes:
         raise UnicompError(
             "nothing would be quantized: every linear is ignored or cannot be stored",
             hint="see `unicomp plan` for each module's reason",
         )
-    memory, batch, moments = _memory(recipe, method, dense, description, schemes, max_memory)
+    scored, held_out = _scored(recipe, source)
+    memory, batch, moments = _memory(
+        recipe, method, dense, description, schemes, max_memory, bool(held_out)
+    )
     operations = _operations(recipe, method, dense, description, schemes)
     rate = measured_rate()
-    out = sum(fate.bytes_out for fate in fates)
+    out = sum(fate.bytes_out for fate in fates.values())
     return Plan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
@@ -258,8 +269,18 @@ def plan(
         seconds=operations / rate,
         basis=f"{operations / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
         "a float32 product of 768 measured just now",
-        notes=tuple([*dense.notes, *_notes(description, method, schemes, recipe, fates)]),
+        scored=scored,
+        held_out=held_out,
+        notes=tuple([*dense.notes, *_notes(description, method, recipe, fates, source)]),
     )
+
+
+def _scored(recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None]:
+    """Return the axes to score after the run, and the text for those that read one."""
+    if source.id.startswith("builtin:"):
+        reads = any(axis in READING for axis in recipe.score)
+        return tuple(recipe.score), "builtin:tinyworld" if reads else None
+    return tuple(axis for axis in recipe.score if axis not in READING), None
 
 
 def _one_stage(recipe: Recipe) -> Stage:
@@ -396,12 +417,25 @@ def _memory(
     model: Model,
     schemes: Mapping[str, Scheme],
     limit: int | None,
+    reads: bool,
 ) -> tuple[dict[str, int], int, int]:
-    """Return the parts of the forecast, the windows of a batch and the bytes of moments a pass."""
+    """Return the parts of the forecast, the windows of a batch and the bytes of moments a pass.
+
+    reads  whether model and source are loaded whole to score them
+    """
+    if reads:
+        models = 2 * 4 * sum(torch.Size(info.shape).numel() for info in dense.tensors.values())
+        vocab = int(dense.config.get("vocab_size") or 0)
+        window = int(dense.config.get("max_position_embeddings") or 0) * vocab * 4
+        logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
+        scoring = {"imports": IMPORTS, "scored models": models, "logits": logits}
+        _decline(sum(scoring.values()), limit, "a shorter list under `score`")
+        rest = _memory(recipe, method, dense, model, schemes, limit, False)
+        return max((scoring, rest[0]), key=lambda parts: sum(parts.values())), *rest[1:]
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
     if not method.needs or recipe.calibration is None:
-        parts = {"imports": IMPORTS, "solver": method.workspace_bytes(*_widest(model, schemes))}
+        parts = {"imports": IMPORTS, "solver": solver_bytes(*_widest(model, schemes))}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
         return parts, 1, 0
@@ -420,7 +454,7 @@ def _memory(
     fixed = {
         "imports": IMPORTS,
         "weights": largest * (2 if cross else 1),
-        "solver": method.workspace_bytes(*_widest(model, schemes)),
+        "solver": solver_bytes(*_widest(model, schemes)),
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
     }
 
@@ -445,12 +479,12 @@ def _memory(
     raise AssertionError("declined")
 
 
-def _decline(needed: int, limit: int | None) -> None:
+def _decline(needed: int, limit: int | None, instead: str = "a shorter `seq_len`") -> None:
     if limit is not None and needed > limit:
         raise UnicompError(
             f"--max-memory {limit} bytes is too small: the least that this run needs is "
             f"{needed} bytes",
-            hint=f"give at least {-(-needed // (1 << 20))}MiB, or a shorter `seq_len`",
+            hint=f"give at least {-(-needed // (1 << 20))}MiB, or {instead}",
         )
 
 
@@ -521,21 +555,28 @@ def measured_rate() -> float:
 def _notes(
     model: Model,
     method: QuantizeMethod,
-    schemes: Mapping[str, Scheme],
     recipe: Recipe,
-    fates: tuple[Fate, ...],
+    fates: Mapping[str, Fate],
+    source: Source,
 ) -> Iterator[str]:
     warning = getattr(method, "warning", None)
     if warning:
         yield str(warning)
     changed: dict[str, int] = {}
-    for fate in fates:
-        if fate.role == "linear" and fate.why is not None and fate.why != "ignored by the recipe":
+    linears = [fate for fate in fates.values() if fate.role == "linear"]
+    for fate in linears:
+        if fate.why is not None and fate.why != "ignored by the recipe":
             changed[fate.why] = changed.get(fate.why, 0) + 1
     for why, count in changed.items():
-        yield f"{count} of {sum(f.role == 'linear' for f in fates)} linears: {why}"
+        yield f"{count} of {len(linears)} linears: {why}"
     if model.tied:
         yield "the head shares the embedding's weight: both are kept as they are"
+    unread = [axis for axis in recipe.score if axis in READING]
+    if unread and not source.id.startswith("builtin:"):
+        yield (
+            f"{', '.join(unread)}: not scored, for want of a held-out text; afterwards: "
+            f"`unicomp score OUT --baseline {source.id} --text FILE`"
+        )
     if recipe.gates:
         yield "gates are kept in the recipe but not decided yet"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unicomp import machine, manifest
 from unicomp.compress.layerwise import Solved
-from unicomp.recipes.plan import Fate, Plan
+from unicomp.recipes.plan import Plan
 
 
 def quantized(plan: Plan, solved: Solved) -> manifest.Module:
@@ -21,7 +21,7 @@ def quantized(plan: Plan, solved: Solved) -> manifest.Module:
             return None
         return float((squared.double().sum().clamp_min(0) / reference).sqrt())
 
-    fate = _fate(plan, solved.linear.module)
+    fate = plan.fates[solved.linear.module]
     return manifest.Module(
         bits=scheme.bits,
         group_size=scheme.group_size,
@@ -39,7 +39,7 @@ def quantized(plan: Plan, solved: Solved) -> manifest.Module:
 
 def dense(plan: Plan, module: str) -> manifest.Module:
     """Return the report of a linear that stays as it is."""
-    fate = _fate(plan, module)
+    fate = plan.fates[module]
     return manifest.Module(
         bits=None,
         group_size=None,
@@ -94,7 +94,3 @@ def manifest_of(
         seeds={} if calibration is None else {"calibration": calibration.seed},
         notes=list(plan.notes),
     )
-
-
-def _fate(plan: Plan, module: str) -> Fate:
-    return next(fate for fate in plan.fates if fate.name == module)

@@ -23,11 +23,14 @@ from unicomp import __version__, machine, manifest, text
 from unicomp.compress.calibrate import Decoder, HiddenStates, read_part
 from unicomp.compress.layerwise import Solved, Streams, quantize_layer, round_layer
 from unicomp.compress.method import Need
-from unicomp.errors import UnicompError
+from unicomp.errors import CheckpointError, UnicompError
+from unicomp.evaluate import scores
+from unicomp.evaluate.score import score
+from unicomp.evaluate.scores import Subject
 from unicomp.manifest import Manifest
 from unicomp.models import Layer
 from unicomp.recipes import card, record
-from unicomp.recipes.journal import NAME as JOURNAL
+from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, hidden_size, working_folder
 from unicomp.writer import Writer, check_target, copy_file, publish, write_file
@@ -119,6 +122,9 @@ def run(
     try:
         with Journal(folder, _fingerprint(plan, hashes, calibration)) as journal:
             _check_space(plan, folder)
+            if not journal.entries:
+                progress(Progress("prepare", 0, 0, "checking the source's values"))
+                _check_values(plan)
             writer = Writer(folder, plan.layout())
             work = _Work(plan, folder, journal, writer, progress, calibration)
             made = False
@@ -130,6 +136,7 @@ def run(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     publish(folder, out, overwrite=overwrite)
+    shutil.rmtree(out / JOURNAL)
     return made_by
 
 
@@ -182,8 +189,20 @@ def _fingerprint(
     }
 
 
+def _check_values(plan: Plan) -> None:
+    """Refuse NaN and Inf before hours of work, not when their layer's turn comes."""
+    problems = list(manifest.wrong_values(plan.checkpoint))
+    if problems:
+        more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            problems[0] + more,
+            hint="the checkpoint is damaged or was trained to divergence; "
+            "download it again, or use an earlier one",
+        )
+
+
 def _check_space(plan: Plan, folder: Path) -> None:
-    held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if plan.disk_bytes > free + held:
         raise UnicompError(
@@ -193,10 +212,10 @@ def _check_space(plan: Plan, folder: Path) -> None:
 
 
 def _copy_dense(work: _Work) -> None:
-    """Copy what stays as it is, in pieces; checks that every value is finite."""
+    """Copy what stays as it is, in pieces."""
     plan = work.plan
     kept = {plan.model.names[name]: name for name in plan.model.names}
-    names = [fate.name for fate in plan.fates if fate.scheme is None and fate.name in kept]
+    names = [fate.name for fate in plan.fates.values() if fate.scheme is None and fate.name in kept]
     if any("dense" in entry for entry in work.journal.entries):
         work.writer.mark(names)
         return
@@ -264,7 +283,7 @@ def _states(work: _Work, stream: str, layer: int) -> HiddenStates:
         raise ValueError("no calibration")
     windows, seq_len = work.calibration.ids.shape
     width = hidden_size(work.plan.dense.config)
-    return HiddenStates(work.folder / f"{stream}-{layer:05}.bin", (windows, seq_len, width))
+    return HiddenStates(work.journal.folder / f"{stream}-{layer:05}.bin", (windows, seq_len, width))
 
 
 def _recover(
@@ -376,7 +395,9 @@ def _statistics_layer(
             decoder.forward(module, layer, batch) for batch in batches
         )
     inputs = Streams(streams["states"], streams.get("original"), plan.moment_bytes)
-    for solved in quantize_layer(decoder, layer, module, inputs, plan.method, plan.schemes, plan.scale_dtype):
+    for solved in quantize_layer(
+        decoder, layer, module, inputs, plan.method, plan.schemes, plan.scale_dtype
+    ):
         report(solved)
     if not last:
         batches = streams["states"].batches(plan.batch)
@@ -399,6 +420,26 @@ def _stored_names(plan: Plan, layers: tuple[Layer, ...]) -> Iterator[str]:
                 yield from (meta.name for meta in metas)
 
 
+def _score(work: _Work, name: str) -> dict[str, Any] | None:
+    """Score the finished folder against its source, if the recipe asks; write `report.json`."""
+    plan = work.plan
+    if not plan.scored:
+        return None
+
+    def show(done: int, total: int) -> None:
+        work.show(Progress("score", done, total, "windows"))
+
+    work.show(Progress("score", 0, 0, ", ".join(plan.scored)))
+    report = score(
+        work.folder, plan.source.folder, axes=plan.scored, text=plan.held_out, progress=show
+    )
+    model = Subject(id=name)
+    baseline = Subject(id=plan.source.id, revision=plan.source.revision)
+    report = report.model_copy(update={"model": model, "baseline": baseline})
+    scores.write(work.folder / "report.json", report)
+    return report.to_json()
+
+
 def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     """Write everything beside the weights, read the whole folder again, and drop the journal."""
     plan, folder = work.plan, work.folder
@@ -408,7 +449,9 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
         if name not in ("config.json", plan.checkpoint.index):
             copy_file(plan.source.folder / name, folder / name)
     dense = [
-        fate.name for fate in plan.fates if fate.role == "linear" and fate.name not in plan.schemes
+        fate.name
+        for fate in plan.fates.values()
+        if fate.role == "linear" and fate.name not in plan.schemes
     ]
     dense += ["lm_head"]
     quantization = plan.format.config(plan.schemes, dense)
@@ -417,16 +460,14 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     for name, content in plan.format.extra_files(quantization).items():
         write_file(folder / name, content.encode())
     write_file(folder / "recipe.yaml", plan.text.encode())
-    for path in (*folder.glob("states-*.bin"), *folder.glob("original-*.bin")):
-        path.unlink()
     calibration = None if work.calibration is None else work.calibration.record
     made = record.manifest_of(
         plan, folder, hashes, calibration, work.modules, work.seconds, work.peak
     )
     manifest.write(folder, made)
-    write_file(folder / "README.md", card.write(plan, made).encode())
+    report = _score(work, folder.name.removesuffix(".partial"))
+    write_file(folder / "README.md", card.write(plan, made, report).encode())
     problems = manifest.verify(folder)
     if problems:
         raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
-    (folder / JOURNAL).unlink()
     return made

@@ -211,10 +211,10 @@ def verify(folder: Path) -> list[str]:
         return [*problems, error.message]
     if manifest is not None:
         problems += _wrong_modules(checkpoint, manifest)
-    return [*problems, *_wrong_values(checkpoint)]
+    return [*problems, *wrong_values(checkpoint)]
 
 
-def _wrong_values(checkpoint: Checkpoint) -> Iterator[str]:
+def wrong_values(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield a problem for each tensor that cannot be read, or holds NaN or infinite values.
 
     At most `PIECE` bytes of a tensor are in memory at once, or one row.
