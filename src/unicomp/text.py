@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unicomp.errors import CheckpointError, UnicompError
+from unicomp.folder import check_regular
 
 Purpose = Literal["calibration", "score"]
 
@@ -250,6 +251,7 @@ def _files(spec: str, purpose: Purpose) -> tuple[str, list[Path]]:
             f"text `{spec}` is {'a folder' if path.is_dir() else 'of an unknown kind'}",
             hint=f"name a {_suffixes()} file",
         )
+    check_regular(path)
     return path.name, [path]
 
 
