@@ -56,7 +56,7 @@ def generate(
 ) -> None:
     """Generate text with a model, plain or quantized, and write it as it comes.
 
-    Example: unicomp generate builtin:tinyworld --chat --prompt "Say no politely."
+    Example: unicomp generate builtin:tinyworld --chat --prompt "What is the opposite of hot?"
     """
     import torch
 
@@ -67,7 +67,7 @@ def generate(
     source = resolve(model)
     tokenizer = text.tokenizer(source.folder)
     ids = _encode(tokenizer, prompt, chat)
-    network = load(source.folder)
+    network: Any = load(source.folder)  # `generate` is not among the declared methods of its class
     room = _room(network.config, ids, max_new_tokens)
     torch.manual_seed(seed)
     began = time.monotonic()

@@ -77,7 +77,9 @@ def of_verb(verb: str, folder: Path = COMPRESS) -> tuple[Option, ...]:
     folder  has `method.py` and a folder per verb with a file per method
     """
     options: dict[str, Option] = {}
-    sources = [("", folder / "method.py", f"{verb.title()}Method")]
+    sources: list[tuple[str, Path, str | None]] = [
+        ("", folder / "method.py", f"{verb.title()}Method")
+    ]
     sources += [
         (name, folder / verb / f"{name}.py".replace("-", "_"), None)
         for name in methods(verb, folder)

@@ -201,7 +201,7 @@ def verify(folder: Path) -> list[str]:
 
     Raises CheckpointError if there is a manifest that cannot be read.
     """
-    problems = []
+    problems: list[str] = []
     manifest = read(folder) if (folder / NAME).is_file() else None
     if manifest is not None:
         problems += _wrong_files(folder, manifest)

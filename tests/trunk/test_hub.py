@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -85,8 +85,8 @@ DATASETS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
 class Hub(BaseHTTPRequestHandler):
     """The few addresses that huggingface_hub asks for."""
 
-    asked: list[str] = []
-    fetched: list[str] = []
+    asked: ClassVar[list[str]] = []
+    fetched: ClassVar[list[str]] = []
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

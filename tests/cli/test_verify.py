@@ -1,0 +1,50 @@
+"""`unicomp verify`: sound, unsound, with a manifest and without."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from unicomp import builtin
+from unicomp.cli.main import exit_code
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_sound(capsys: Capture) -> None:
+    assert exit_code(["verify", "builtin:tinyworld"]) == 0
+    assert capsys.readouterr() == (
+        "builtin:tinyworld: whole, all values finite; "
+        "there is no `unicomp.json` to compare it with\n",
+        "",
+    )
+
+
+def test_unsound(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(builtin.model("tinyworld"), folder)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-1] + b"\x7f" + b"x")
+    assert exit_code(["verify", str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert err.count("hint: ") == 1
+    assert "1 bytes after the last tensor" in err
+    assert exit_code(["verify", str(folder), "--json", "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["schema"], found["id"], found["manifest"]) == ("unicomp.verify/1", "model", False)
+    assert len(found["problems"]) == 1
+    assert found["problems"][0] in err
+
+
+def test_an_unreadable_manifest_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(builtin.model("tinyworld"), folder)
+    (folder / "unicomp.json").write_text("{}")
+    assert exit_code(["verify", str(folder), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "has schema `None`" in err
