@@ -37,7 +37,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     A token that p excludes adds nothing; one that only q excludes makes it infinite.
     """
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)
 
 
 def ear(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -50,12 +50,15 @@ def ear(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def top1_agreement(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return per position whether q's first choice is a first choice of p, bool.
+    """Return per position 1 where q's first choice is a first choice of p, else 0; float64.
 
-    Where p has several equal first choices, each of them will do.
+    Where p has several equal first choices, each of them will do. NaN where p or q is no
+    distribution.
     """
     choice = log_q.argmax(-1, keepdim=True)
-    return log_p.gather(-1, choice).squeeze(-1) == log_p.amax(-1)
+    same = log_p.gather(-1, choice).squeeze(-1) == log_p.amax(-1)
+    broken = log_p.amax(-1).isnan() | log_q.amax(-1).isnan()
+    return torch.where(broken, math.nan, same.double())
 
 
 def perplexity(nll_sum: float, tokens: int) -> float:

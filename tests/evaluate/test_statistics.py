@@ -1,0 +1,104 @@
+"""Intervals: against tables and formulas, and by how often they hold the truth."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unicomp.evaluate import statistics
+
+
+@pytest.mark.parametrize(
+    ("degrees", "probability", "expected"),
+    [  # printed tables of Student's t
+        (1, 0.975, 12.706),
+        (2, 0.975, 4.303),
+        (3, 0.975, 3.182),
+        (4, 0.975, 2.776),
+        (10, 0.975, 2.228),
+        (30, 0.975, 2.042),
+        (1, 0.95, 6.314),
+        (2, 0.95, 2.920),
+        (10, 0.95, 1.812),
+        (1000, 0.975, 1.962),
+    ],
+)
+def test_t_quantile_is_that_of_the_tables(
+    degrees: int, probability: float, expected: float
+) -> None:
+    found = statistics.t_quantile(probability, degrees)
+    assert found == pytest.approx(expected, rel=1.5e-3)
+    assert statistics.t_quantile(1 - probability, degrees) == pytest.approx(-found)
+
+
+def test_mean_has_the_textbook_error() -> None:
+    found = statistics.mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found.value == 3
+    assert found.stderr == pytest.approx(math.sqrt(14 / 3) / 2)
+    low, high = found.interval() or (0, 0)
+    half = 3.182 * 1.0801
+    assert (low, high) == pytest.approx((3 - half, 3 + half), abs=2e-3 * half)
+    assert found.interval(low=0.0, high=5.0) == (0.0, 5.0)
+
+
+def test_one_window_has_no_interval() -> None:
+    found = statistics.mean(torch.tensor([1.0]))
+    assert found.stderr is None
+    assert found.interval() is None
+
+
+def _jackknife(values: list[float]) -> float:
+    """Standard error from the estimates that leave out one cluster each."""
+    n = len(values)
+    centre = sum(values) / n
+    return math.sqrt((n - 1) / n * sum((value - centre) ** 2 for value in values))
+
+
+def test_ratio_exponential_and_difference_agree_with_the_jackknife() -> None:
+    top = 5 + torch.rand(80, dtype=torch.float64)
+    bottom = 3 + torch.rand(80, dtype=torch.float64)
+    other = top + 0.1 * torch.rand(80, dtype=torch.float64)
+
+    def left_out(values: Tensor, index: int) -> Tensor:
+        return torch.cat([values[:index], values[index + 1 :]])
+
+    found = statistics.ratio(top, bottom)
+    assert found.value == pytest.approx(float(top.sum() / bottom.sum()))
+    each = [float(left_out(top, i).sum() / left_out(bottom, i).sum()) for i in range(80)]
+    assert found.stderr == pytest.approx(_jackknife(each), rel=0.03)
+
+    grown = statistics.exponential(statistics.mean(top))
+    each = [math.exp(float(left_out(top, i).mean())) for i in range(80)]
+    assert grown.value == pytest.approx(math.exp(float(top.mean())))
+    assert grown.stderr == pytest.approx(_jackknife(each), rel=0.03)
+
+    apart = statistics.paired_difference(statistics.mean(other), statistics.mean(top))
+    assert apart.value == pytest.approx(float((other - top).mean()))
+    assert apart.stderr == pytest.approx(float((other - top).std()) / math.sqrt(80))
+    assert apart.stderr < (statistics.mean(other).stderr or 0) / 3  # pairing is worth it
+
+
+def test_scaled_scales_both() -> None:
+    one = statistics.mean(torch.tensor([1.0, 2.0]))
+    two = statistics.scaled(one, 4.0)
+    assert (two.value, two.stderr) == (6.0, pytest.approx(4 * (one.stderr or 0)))
+
+
+def test_unpaired_clusters_are_refused() -> None:
+    with pytest.raises(ValueError, match="same clusters"):
+        statistics.paired_difference(statistics.mean(torch.ones(3)), statistics.mean(torch.ones(4)))
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = dependent = 0
+    for _ in range(600):
+        # Tokens of a window move together: the window is the unit, not the token.
+        windows = torch.randn(8, 1, generator=generator) + torch.randn(8, 20, generator=generator)
+        low, high = statistics.mean(windows.mean(1)).interval() or (0, 0)
+        held += low <= 0 <= high
+        low, high = statistics.mean(windows.flatten()).interval() or (0, 0)
+        dependent += low <= 0 <= high
+    assert 0.92 < held / 600 < 0.98
+    assert dependent / 600 < 0.7  # what goes wrong when every token counts as a sample
