@@ -1,23 +1,31 @@
 """YAML text, `--set` and command-line options become a `Recipe` through one validator.
 
 Errors come all at once. Those of a file start with `file:line:col`, those of `--set` quote it, and
-those of a command's options name the flag.
+those of a command's options name the flag. Importing this module does not import torch: recipes are
+listed, shown and copied without it.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path as File
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from unicomp import suggest
 from unicomp.errors import RecipeError
-from unicomp.recipes.check import check
-from unicomp.recipes.schema import VERSION, Calibration, Recipe
 from unicomp.recipes.tree import LARGEST, Path, Place, Problem, Tree, parse, shorten, shown
+
+if TYPE_CHECKING:
+    from unicomp.recipes.schema import Recipe
 
 FOLDER = File(__file__).parent
 SUFFIXES = (".yaml", ".yml")
+WORD = re.compile(r'"([^"]+)"|([^".=]+)')
+OVERRIDE = re.compile(
+    rf"(?P<key>(?:{WORD.pattern})(?:\.(?:{WORD.pattern}))*)=(?P<value>.*)", re.DOTALL
+)
 FLAGS = {"data": "--calibration"}
 
 
@@ -60,7 +68,7 @@ def read_text(path: File) -> str:
         raise RecipeError([(message, "save it as UTF-8")]) from error
 
 
-def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> "Recipe":
     """Return the recipe that YAML text stands for.
 
     file       what errors call the text
@@ -68,11 +76,13 @@ def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with every problem.
     """
+    from unicomp.recipes.check import check
+
     tree, problems = parse(text, file=file)
     return check(tree, [*problems, *override(tree, overrides)])
 
 
-def read(name: str | File, *, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+def read(name: str | File, *, overrides: Sequence[str] = ()) -> tuple["Recipe", str]:
     """Return a recipe by shipped name or path, and its exact text (without the overrides)."""
     path = find(name)
     text = read_text(path)
@@ -84,8 +94,9 @@ def read(name: str | File, *, overrides: Sequence[str] = ()) -> tuple[Recipe, st
 def override(tree: Tree, texts: Sequence[str]) -> list[Problem]:
     """Set `key.key=value` in a tree of recipe data, in the order given; return what cannot be set.
 
-    A list's items are named by their index, so `stages.1.bits=3` means the second stage. The value
-    is read as YAML. A key that does not exist yet is added, for `check` to judge.
+    A list's items are named by their index, so `stages.1.bits=3` means the second stage. A key that
+    holds dots stands in double quotes: `stages.0.modules."re:.*down_proj".bits=8`. The value is
+    read as YAML. A key that does not exist yet is added, for `check` to judge.
     """
     problems: list[Problem] = []
     for number, text in enumerate(texts):
@@ -97,7 +108,7 @@ def override(tree: Tree, texts: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any) -> Recipe:
+def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any) -> "Recipe":
     """Return a recipe of one stage from the options of a command.
 
     options  the method's; None means not given; a `pathlib.Path` means the YAML file that holds
@@ -106,6 +117,9 @@ def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any)
 
     Raises RecipeError whose messages name flags, such as `--group-size`.
     """
+    from unicomp.recipes.check import check
+    from unicomp.recipes.schema import VERSION
+
     tree = Tree({"version": VERSION, "stages": [{verb: method}]})
     first = Place("`--method`", "`--method`", (0, 0, 0), (0, 0, 0), method, named=True)
     for made in ((), ("version",), ("stages",), ("stages", 0), ("stages", 0, verb)):
@@ -135,7 +149,7 @@ def _flat(top: Mapping[str, Any]) -> dict[Path, Any]:
     """Return the top-level options by path, those of `calibration` one by one."""
     found: dict[Path, Any] = {}
     for name, value in top.items():
-        given = value.model_dump() if isinstance(value, Calibration) else value
+        given = value.model_dump() if isinstance(value, BaseModel) else value
         if name == "calibration" and isinstance(given, Mapping):
             found |= {(name, key): item for key, item in given.items()}
         else:
@@ -182,10 +196,11 @@ def _branch(data: Any, place: Place) -> Tree:
 
 def _set(tree: Tree, text: str, spot: str, number: int) -> None:
     """Carry out one override; RecipeError if it cannot be done."""
-    name, equals, value = text.partition("=")
-    words = name.strip().split(".")
-    if not equals or not all(words):
+    found = OVERRIDE.fullmatch(text)
+    if found is None:
         raise RecipeError([(f"{spot}: not `key=value`", "write it as `stages.0.bits=3`")])
+    words = [quoted or word for quoted, word in WORD.findall(found["key"])]
+    value = found["value"]
     branch = Tree(None)
     order = (1, number, 0)
     place = Place(spot, spot, order, order, "null")
@@ -223,7 +238,7 @@ def _value(text: str, spot: str) -> Any:
     if not found:
         return tree.data
     prefix = re.compile(re.escape(spot) + r":\d+:\d+: ")
-    raise RecipeError([(prefix.sub(f"{spot}: ", message), hint) for message, hint in found])
+    raise RecipeError([(prefix.sub(lambda _: f"{spot}: ", m), hint) for m, hint in found])
 
 
 def _no_item(path: Path, word: str, data: list[Any]) -> str:

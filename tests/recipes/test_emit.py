@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unicomp.recipes.emit import emit
@@ -46,6 +46,7 @@ def depth(data: Any) -> int:
     return 1 + max(map(depth, inner), default=0) if isinstance(inner, list) else 0
 
 
+@settings(deadline=None)
 @given(DATA.filter(lambda data: depth(data) < 10))
 def test_what_is_written_reads_back(data: dict[str, Any]) -> None:
     text = emit(data)

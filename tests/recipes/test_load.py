@@ -1,5 +1,6 @@
 """Files, `--set` and command-line options become recipes through one validator."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -37,6 +38,7 @@ def test_overrides_are_the_same_keys() -> None:
         "stages.0.ignore=[lm_head, v_proj]",
         "stages.1.modules.down_proj.bits=5",
         "stages.1.modules.q_proj={bits: 6, symmetric: false}",
+        'stages.1.modules."re:.*(?=k)k_proj".bits=7',
         "stages.1.damp=1e-4",
         "calibration.samples=64",
         "model=org/name@main",
@@ -52,7 +54,8 @@ def test_overrides_are_the_same_keys() -> None:
         "  - quantize: gptq\n"
         "    bits: 3\n"
         "    damp: 1e-4\n"
-        "    modules: {down_proj: {bits: 5}, q_proj: {bits: 6, symmetric: false}}\n"
+        "    modules: {down_proj: {bits: 5}, q_proj: {bits: 6, symmetric: false}, "
+        "'re:.*(?=k)k_proj': {bits: 7}}\n"
         "score: [fidelity]\n"
         "gates: [{score: fidelity/kl, max: 0.1}]\n",
         file="f",
@@ -104,6 +107,7 @@ OVERRIDES = {
     ),
     "bits": ("not `key=value`", "write it as `stages.0.bits=3`"),
     "=3": ("not `key=value`", "write it as `stages.0.bits=3`"),
+    'stages.1."bits=3': ("not `key=value`", "write it as `stages.0.bits=3`"),
     "a..b=3": ("not `key=value`", "write it as `stages.0.bits=3`"),
     "modle=x": ("unknown key `modle`", "did you mean `model`?"),
     "model=[": (
@@ -111,6 +115,7 @@ OVERRIDES = {
         "while parsing a flow node",
         None,
     ),
+    r"model='\1": ("not YAML: found unexpected end of stream while scanning a quoted scalar", None),
     "model=*x": ("an alias, `*x`", "write the value out"),
     "stages.1.bits=03": (
         "`03` is 8 based to some readers of YAML and 10 based to others",
@@ -167,6 +172,14 @@ def test_options_make_a_recipe_of_one_stage() -> None:
     )
     same = from_options("quantize", "gptq", {}, calibration=Calibration(data="x.txt"))
     assert same.calibration == Calibration(data="x.txt")
+
+
+def test_shipped_recipes_are_read_without_torch() -> None:
+    code = (
+        "import sys; from unicomp.recipes.load import comment, find, read_text, shipped; "
+        "[comment(read_text(find(name))) for name in shipped()]; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_is_wrong_with_options_names_the_flags(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Recipes as values: frozen, with every default, refusing from Python what they refuse as text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -72,6 +72,7 @@ RECIPES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(RECIPES)
 def test_what_is_dumped_loads_back_equal(recipe: Recipe) -> None:
     text = recipe.dump()
