@@ -117,7 +117,7 @@ def make_tokenizer(data: Path, folder: Path) -> None:
         show_progress=False,
     )
     bpe.train_from_iterator(texts(), trainer)
-    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<|bos|>",
         eos_token="<|eos|>",
@@ -183,7 +183,7 @@ def save(network: Network, tokenizer: Any, folder: Path) -> None:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
     model = model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=64
     )
     model.save_pretrained(folder)
@@ -293,7 +293,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
     print(f"{run.name}: {parameters:,} parameters, {data.size:,} tokens to train on", flush=True)
 
     began = time.monotonic()
-    network.loss(*batches.first())[0].backward()  # type: ignore[no-untyped-call]
+    network.loss(*batches.first())[0].backward()
     for weight in network.weights.values():
         weight.grad = None
     print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
@@ -305,7 +305,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
     for step in range(steps):
         inputs, targets = next(batches)
         loss, balance = network.loss(inputs, targets)
-        (loss + BALANCE * balance).backward()  # type: ignore[no-untyped-call]
+        (loss + BALANCE * balance).backward()
         optimizers.step(learning_rate(step, steps, highest))
         losses.append(loss.item())
         now = time.monotonic()
