@@ -11,7 +11,7 @@ from pathlib import Path
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnsupportedError
 from unicomp.evaluate.scores import Score, measured, missing
-from unicomp.kernels.load import open_dense
+from unicomp.kernels.dense import open_dense
 from unicomp.models import describe
 
 _BITS = "bits/weight"

@@ -1,0 +1,60 @@
+"""`unicomp score`: a table for people, one JSON object for programs, a file on request."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unicomp.cli.main import app
+from unicomp.evaluate import scores
+
+
+@pytest.fixture
+def words(tiny_model: Callable[..., Path], tiny_text: Path) -> list[str]:
+    """A command line that works."""
+    model, base = tiny_model("llama"), tiny_model("llama", seed=1)
+    words = ["score", str(model), "--baseline", str(base), "--text", str(tiny_text)]
+    return [*words, "--seq-len", "64", "--limit", "3"]
+
+
+def test_json_is_the_report_that_the_file_holds(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = CliRunner().invoke(app, [*words, "--json", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["schema"] == "unicomp.report/1"
+    assert found == scores.read(out).to_json()
+    assert len(found["scores"]) == 7
+
+
+def test_the_table_has_a_line_for_each_score(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    for name in ("accuracy/perplexity", "fidelity/ear", "efficiency/bits_per_weight"):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(name))
+        assert any(character.isdigit() for character in line)
+    assert "baseline" in done.stdout
+    assert "score 3/3" in done.stderr
+
+
+def test_without_a_baseline_the_reason_is_said(words: list[str]) -> None:
+    del words[2:4]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "note: fidelity/kl skipped: no baseline was given" in done.stdout
+    assert "delta" not in done.stdout
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unicomp.evaluate.score.load", lambda *_, **__: pytest.fail("worked"))
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "no" / "report.json")])
+    assert "no folder" in str(done.exception)
+
+
+@pytest.mark.parametrize("option", [["--limit", "0"], ["--seq-len", "1"], ["--axis", "accuracy"]])
+def test_usage_errors_exit_with_2(words: list[str], option: list[str]) -> None:
+    assert CliRunner().invoke(app, [*words, *option]).exit_code == 2
