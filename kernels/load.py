@@ -6,18 +6,20 @@ is the reference for what stock loaders make of the same files: nothing may be m
 left over.
 """
 
+import contextlib
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.models import ARCHITECTURES
 
@@ -51,10 +53,22 @@ def build(source: DenseSource, *, dtype: torch.dtype) -> PreTrainedModel:
         raise UnsupportedError(
             f"`{folder / 'config.json'}`: transformers has no causal language model for it: {error}"
         ) from error
-    lazy = {name: _Lazy(source, name) for name in source.tensors if not _legacy(source, name)}
-    model, info = kind.from_pretrained(
-        None, config=config, state_dict=lazy, dtype=dtype, output_loading_info=True
-    )
+    errors: list[UnicompError] = []
+    lazy = {
+        name: _Lazy(source, name, errors) for name in source.tensors if not _legacy(source, name)
+    }
+    try:
+        with _quiet():
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=lazy,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `info`, and refused below
+            )
+    except RuntimeError as error:
+        raise (errors or [_unfit(folder, str(error))])[0] from error
     _check(folder, info)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -64,14 +78,36 @@ def build(source: DenseSource, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class _Lazy:
-    """A weight that transformers reads when it places it, as it does a slice of a file."""
+    """A weight that transformers reads when it places it, as it does a slice of a file.
 
-    def __init__(self, source: DenseSource, name: str) -> None:
+    What goes wrong is kept in `errors` too: transformers reports it as a conversion's failure.
+    """
+
+    def __init__(self, source: DenseSource, name: str, errors: list[UnicompError]) -> None:
         self.source = source
         self.name = name
+        self.errors = errors
 
     def __getitem__(self, index: EllipsisType) -> Tensor:
-        return self.source.read(self.name)
+        try:
+            return self.source.read(self.name)
+        except UnicompError as error:
+            self.errors.append(error)
+            raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting on the terminal what is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _legacy(source: DenseSource, name: str) -> bool:
@@ -83,11 +119,14 @@ def _legacy(source: DenseSource, name: str) -> bool:
 def _check(folder: Path, info: Mapping[str, object]) -> None:
     found = {key: value for key, value in info.items() if value}
     if found:
-        listed = "; ".join(f"{key}: {_few(value)}" for key, value in sorted(found.items()))
-        raise CheckpointError(
-            f"`{folder}` does not fit the model that its config describes: {listed}",
-            hint="config.json may be another model's, or the download incomplete",
-        )
+        raise _unfit(folder, "; ".join(f"{key}: {_few(own)}" for key, own in sorted(found.items())))
+
+
+def _unfit(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"`{folder}` does not fit the model that its config describes: {reason}",
+        hint="config.json may be another model's, or the download incomplete",
+    )
 
 
 def _few(keys: object) -> str:

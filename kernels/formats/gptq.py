@@ -32,6 +32,7 @@ from unicomp.writer import Meta
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (-1, 16, 32, 64, 128)
+HEADS = ("lm_head", "embed_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Gptq(Format):
                 own = {"bits": scheme.bits, "group_size": scheme.group_size}
                 own |= {"sym": scheme.symmetric}
                 dynamic |= {f"+:{entry}": own for entry in _regexes(members, everything)}
-        inside = [module for module in dense if module not in ("lm_head", "embed_out")]
+        inside = [module for module in dense if module not in HEADS]
         dynamic |= {f"-:{entry}": {} for entry in _regexes(inside, everything)}
         convention = "gptq_v2" if self.v2 else "gptq"
         return {
@@ -172,6 +173,8 @@ class Gptq(Format):
 
     def scheme(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """Read one module's scheme: the first matching `dynamic` entry, over the common one."""
+        if module in HEADS and not config.get("lm_head"):
+            return None
         own = dict(config)
         for entry, changes in (config.get("dynamic") or {}).items():
             if re.match(entry.removeprefix("-:").removeprefix("+:"), module):
