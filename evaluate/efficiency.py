@@ -7,6 +7,7 @@ weight tensors are over them, so what stays dense (embeddings, norms) is in the 
 
 import math
 from pathlib import Path
+from typing import Any
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnsupportedError
@@ -65,7 +66,7 @@ def _bits_per_weight(ours: Checkpoint, theirs: Checkpoint | None) -> Score:
         return missing(
             name, error.message, unit=_BITS, higher_is_better=False, status="unmeasurable"
         )
-    detail = {"parameters": count, "tensor_bytes": tensor_bytes(ours)}
+    detail: dict[str, Any] = {"parameters": count, "tensor_bytes": tensor_bytes(ours)}
     baseline = None
     if theirs is not None:
         try:

@@ -79,7 +79,7 @@ class Subject(_Part):
 class Report(_Part):
     """`report.json`."""
 
-    schema_: Literal["unicomp.report/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["unicomp.report/1"] = Field("unicomp.report/1", alias="schema")
     model: Subject
     baseline: Subject | None
     machine: dict[str, Any]
