@@ -33,7 +33,7 @@ WANTED = ("fidelity/kl", "fidelity/top1_agreement", "accuracy/perplexity")
 WANTED += ("efficiency/bits_per_weight", "efficiency/disk_bytes")
 
 WIDTH, HEIGHT = 720, 420
-LEFT, RIGHT, TOP, BOTTOM = 78, 24, 56, 60
+LEFT, RIGHT, TOP, BOTTOM = 98, 24, 56, 60
 COLOURS = {"rtn": "#8a6d3b", "gptq": "#1f6feb"}
 
 
@@ -83,7 +83,7 @@ def draw(points: Iterable[Mapping[str, Any]]) -> str:
     points = list(points)
     widths = [p["efficiency/bits_per_weight"] for p in points]
     powers = [math.log10(p["fidelity/kl"]) for p in points]
-    low, high = math.floor(min(powers)), math.ceil(max(powers))
+    low, high = math.floor(min(powers) - 0.3), math.ceil(max(powers))
     x = scale(math.floor(min(widths)), math.ceil(max(widths)), LEFT, WIDTH - RIGHT)
     y = scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = [
@@ -98,7 +98,7 @@ def draw(points: Iterable[Mapping[str, Any]]) -> str:
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(power):.1f}" y2="{y(power):.1f}" '
             f'stroke="#d8dee4"/><text x="{LEFT - 8}" y="{y(power) + 4:.1f}" text-anchor="end" '
-            f'fill="#57606a">{10.0**power:g}</text>'
+            f'fill="#57606a">{10.0**power:.{max(0, -power)}f}</text>'
         )
     for width in range(math.floor(min(widths)), math.ceil(max(widths)) + 1):
         parts.append(

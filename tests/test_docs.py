@@ -1,6 +1,8 @@
 """The pages say what is true: links lead somewhere, commands exist, lists stay short."""
 
+import json
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,15 @@ def test_adding_something_takes_three_steps_at_most() -> None:
     lists = [re.findall(r"^\d+\. ", part, re.MULTILINE) for part in text.split("\n## Add ")[1:]]
     assert len(lists) >= 4
     assert all(1 <= len(steps) <= 3 for steps in lists)
+
+
+def test_picture_is_drawn_from_the_stored_figures() -> None:
+    draw = runpy.run_path(str(ROOT / "benchmarks/bits_against_kl.py"))["draw"]
+    stored = json.loads((ROOT / "benchmarks/results/bits_against_kl.json").read_text("utf-8"))
+    picture = (ROOT / "docs/bits_against_kl.svg").read_text(encoding="utf-8")
+    assert picture == draw(stored["points"])
+    stored["points"][0]["fidelity/kl"] *= 1.5
+    assert picture != draw(stored["points"])
 
 
 def test_wrong_words_are_found() -> None:
