@@ -1,5 +1,6 @@
 """`unicomp inspect`: what a checkpoint holds, from its headers only."""
 
+from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,6 @@ def _values(checkpoint: "Checkpoint", found: "Inventory") -> dict[str, Any]:
         "bits_per_weight": 8 * found.bytes / found.params if found.params else None,
         "tied_head": found.tied,
         "quantization": found.quantization,
-        "notes": list(found.notes),
         "weights": [
             {
                 "name": weight.name,
@@ -67,7 +67,7 @@ def _show(name: str, checkpoint: "Checkpoint", found: "Inventory") -> None:
         ("parameters", "unknown" if found.params is None else f"{found.params:,}"),
         ("bytes", f"{size.show(found.bytes)} in {len(checkpoint.tensors)} tensors"),
         ("shards", ", ".join(f"{shard} ({size.show(n)})" for shard, n in shards.items())),
-        ("quantization", found.quantization or "none"),
+        ("quantization", _quantization(found)),
     ]
     if found.params:
         facts.insert(2, ("bits per weight", f"{8 * found.bytes / found.params:.3f}"))
@@ -81,8 +81,16 @@ def _show(name: str, checkpoint: "Checkpoint", found: "Inventory") -> None:
     for title, rows in (("by kind", _by_kind(found)), ("by module", _by_module(found))):
         show.text("")
         show.table(None, (title, "count", "shape", "stored as", "parameters", "bytes"), rows)
-    for note in found.notes:
-        show.text(f"note: {note}")
+
+
+def _quantization(found: "Inventory") -> str:
+    if found.quantization is None:
+        return "none"
+    counts = Counter(scheme_words(w.scheme) for w in found.weights if w.scheme is not None)
+    schemes = ", ".join(f"{count} weights of {words}" for words, count in counts.items())
+    if not schemes:
+        schemes = "read as plain weights" if found.params else "not one that unicomp reads"
+    return f"{found.quantization}: {schemes}"
 
 
 def _shards(checkpoint: "Checkpoint") -> dict[str, int]:

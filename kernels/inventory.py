@@ -43,7 +43,6 @@ class Inventory:
     params        parameters of the dense model; None where the quantization is not ours to read
     tied          whether the head is the embedding; None where the architecture is not known
     quantization  config.json's `quant_method`, else None
-    notes         what the reader of the weights has to say
     """
 
     weights: tuple[Weight, ...]
@@ -51,17 +50,14 @@ class Inventory:
     bytes: int
     tied: bool | None
     quantization: str | None
-    notes: tuple[str, ...]
 
 
 def take(checkpoint: Checkpoint) -> Inventory:
     """Work out what a checkpoint holds; a quantization that we cannot read shows as stored."""
     shapes: Mapping[str, TensorShape] = checkpoint.tensors
-    notes: tuple[str, ...] = ()
     known = False
     with suppress(UnsupportedError):
-        dense = open_dense(checkpoint)
-        shapes, notes, known = dense.tensors, tuple(dense.notes), True
+        shapes, known = open_dense(checkpoint).tensors, True
     config = checkpoint.config
     model = None
     if known and config["model_type"] in ARCHITECTURES:
@@ -79,7 +75,6 @@ def take(checkpoint: Checkpoint) -> Inventory:
         bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
         tied=None if model is None else model.tied,
         quantization=(config.get("quantization_config") or {}).get("quant_method"),
-        notes=notes,
     )
 
 

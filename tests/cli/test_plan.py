@@ -1,0 +1,65 @@
+"""`unicomp plan`: each tensor's fate in words, and nothing done."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unicomp.cli.main import exit_code
+from unicomp.cli.plan import scheme_words, unnumbered
+from unicomp.kernels.packed import Scheme
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_words() -> None:
+    assert scheme_words(Scheme(4, 128)) == "4 bits, group 128"
+    assert scheme_words(Scheme(3, -1, symmetric=False)) == "3 bits, per channel, asymmetric"
+    assert unnumbered("model.layers.11.mlp.experts.3.w1") == "model.layers.*.mlp.experts.*.w1"
+    assert unnumbered("h2.norm4.weight") == "h2.norm4.weight"
+
+
+def test_the_fate_of_every_tensor(capsys: Capture) -> None:
+    words = ["--set", "stages.0.scale_search=minmax"]
+    assert exit_code(["plan", "w4-rtn", "builtin:tinyworld", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0] == "builtin:tinyworld: quantize rtn, compressed-tensors"
+    assert "model.layers.*.self_attn.q_proj 5 128x128 4 bits, group 128 164 kB 42.3 kB" in lines
+    assert any(
+        line.startswith("model.layers.*.mlp.down_proj 5 128x352 4 bits,") and "352" in line
+        for line in lines
+    )
+    assert any(line.startswith("model.embed_tokens.weight 1 1024x128 kept") for line in lines)
+    assert "parameters 1,054,080" in lines
+    assert any(line.startswith("peak host memory ") for line in lines)
+    assert any(line.startswith("time about ") for line in lines)
+    assert "note: the head shares the embedding's weight: both are kept as they are" in lines
+
+
+def test_json(tiny_model: Callable[..., Path], capsys: Capture) -> None:
+    assert exit_code(["plan", "w8-rtn", str(tiny_model("gpt2")), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "unicomp.plan/1"
+    assert found["bytes_out"] == sum(tensor["bytes_out"] for tensor in found["tensors"])
+    assert {t["bits"] for t in found["tensors"] if t["role"] == "linear"} == {8}
+
+
+def test_it_reads_no_weights(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("unicomp.checkpoint.Checkpoint.read", refuse)
+    assert exit_code(["plan", "w8-rtn", str(tiny_model("mixtral")), "--json"]) == 0
+
+
+def test_memory_is_declined_before_any_work(capsys: Capture) -> None:
+    arguments = ["plan", "w8-rtn", "builtin:tinyworld", "--max-memory", "1MiB"]
+    assert exit_code(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "hint: give at least " in err
