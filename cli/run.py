@@ -21,6 +21,7 @@ from unicomp.cli.options import (
     Set,
 )
 from unicomp.cli.plan import show_plan
+from unicomp.cli.score import show_report
 from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ def _show(made: "Manifest", out: Path) -> None:
             fallen[module.fallback] = fallen.get(module.fallback, 0) + 1
     for why, count in fallen.items():
         show.text(f"note: {count} of {len(modules)} linears: {why}")
+    if (out / "report.json").is_file():
+        from unicomp.evaluate.scores import read
+
+        show.text("")
+        show_report(read(out / "report.json"))
 
 
 def _errors(packed: "list[Module]") -> str:

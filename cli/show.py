@@ -146,16 +146,19 @@ def progress() -> Iterator[Callable[["Progress"], None]]:
 
 
 def _lines() -> Callable[["Progress"], None]:
-    stage = ""
+    stage, detail, told = "", "", 0.0
 
     def show(step: "Progress") -> None:
-        nonlocal stage
+        nonlocal stage, detail, told
         if step.note is not None:
             _say(f"note: {step.note}")
-        # What is not counted has no end in sight: say once that it is going on.
-        elif step.total or step.stage != stage:
+            return
+        # What is not counted is said once; what only counts up, at every tenth of its way.
+        share = step.done / step.total if step.total else 0.0
+        new = step.stage != stage or (step.total and step.detail != detail)
+        if new or share - told >= 0.1 or (step.total and step.done == step.total):
             _say("  ".join(_parts(step)))
-            stage = step.stage
+            stage, detail, told = step.stage, step.detail, share
 
     return show
 

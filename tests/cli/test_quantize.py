@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from unicomp import manifest
 from unicomp.cli.main import exit_code
+from unicomp.recipes.load import read
 
 Capture = pytest.CaptureFixture[str]
 
@@ -67,7 +67,7 @@ def test_every_option_reaches_the_recipe(
     lists = "--ignore o_proj --ignore v_proj --target transformers --format compressed-tensors"
     words = [*more.split(), *lists.split(), "--modules", str(modules), "--out", str(out)]
     assert exit_code([*calibrated, *words]) == 0, capsys.readouterr().err
-    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    recipe = read(out / "recipe.yaml")[0].to_dict()
     stage = recipe["stages"][0]
     wanted: dict[str, Any] = {
         "quantize": "gptq",

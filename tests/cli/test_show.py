@@ -173,6 +173,16 @@ def test_progress_off_a_terminal_is_a_line_per_step(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_what_only_counts_up_is_said_at_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with show.progress() as progress:
+        for done in range(201):
+            progress(Progress("score", done, 200, "windows"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "score 0/200  windows"
+    assert lines[-1] == "score 200/200  windows"
+    assert len(lines) == 11
+
+
 def test_progress_on_a_terminal_is_one_live_line(terminal: Callable[[], Drawn]) -> None:
     with terminal() as screen, show.progress() as progress:
         for step in STEPS:
