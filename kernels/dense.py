@@ -356,9 +356,7 @@ class _Gptq(_Family):
         if bits not in BITS:
             raise self.unsupported(f"gptq with {bits} bits")
         if bits == 3 and not layout.v2 and not scheme.symmetric:
-            raise self.unsupported(
-                "asymmetric 3-bit gptq, whose zero points tools write otherwise,"
-            )
+            raise self.unsupported("asymmetric 3-bit gptq of version 1 (no two tools agree on it)")
         height, out = self.shape(f"{module}.qweight", module)
         order = self.optional(f"{module}.g_idx")
         columns = self.shape(order, module)[0] if order else height * 32 // bits

@@ -100,7 +100,8 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
     rows, count = codes.shape
     if codes.numel() and (int(codes.min()) < low or int(codes.max()) > high):
         raise ValueError(f"codes outside {low}..{high} cannot be packed in {bits} bits")
-    stream = torch.zeros((rows, -(-count // 32) * 32), dtype=torch.uint8, device=codes.device)
+    blocks = -(-count // 32)
+    stream = torch.zeros((rows, blocks * 32), dtype=torch.uint8, device=codes.device)
     torch.add(codes.contiguous().view(torch.uint8), 1 << (bits - 1), out=stream[:, :count])
     eights = stream.view(torch.int64)
     for lane, shift in _lanes(bits):
@@ -109,8 +110,8 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
         upper <<= lane - shift
         eights &= _even(lane)
         eights |= upper
-    packed = stream.view(rows, -1, 8)[..., :bits].reshape(rows, -1).view(torch.int32)
-    return packed[:, : words(count, bits)].contiguous()
+    kept = stream.view(rows, blocks * 4, 8)[..., :bits].reshape(rows, blocks * 4 * bits)
+    return kept.view(torch.int32)[:, : words(count, bits)].contiguous()
 
 
 def unpack_words(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -122,21 +123,21 @@ def unpack_words(packed: Tensor, bits: int, count: int) -> Tensor:
     rows, width = packed.shape
     if width != words(count, bits):
         raise ValueError(f"{count} codes of {bits} bits are not {width} words")
-    stream = torch.zeros((rows, -(-count // 32) * 4, 8), dtype=torch.uint8, device=packed.device)
-    padded = torch.zeros(
-        (rows, stream.shape[1] * bits // 4), dtype=torch.int32, device=packed.device
-    )
+    blocks = -(-count // 32)
+    padded = torch.zeros((rows, blocks * bits), dtype=torch.int32, device=packed.device)
     padded[:, :width] = packed
-    stream[..., :bits] = padded.view(torch.uint8).view(rows, -1, bits)
-    eights = stream.view(rows, -1).view(torch.int64)
+    stream = torch.zeros((rows, blocks * 4, 8), dtype=torch.uint8, device=packed.device)
+    stream[..., :bits] = padded.view(torch.uint8).view(rows, blocks * 4, bits)
+    codes = stream.view(rows, blocks * 32)
+    eights = codes.view(torch.int64)
     for lane, shift in reversed(_lanes(bits)):
+        # The mask may also cover bits of the gap below a lane: they are zero.
         lower = eights & (_even(lane) >> shift)
         eights -= lower
         eights <<= shift
         eights |= lower
-    unsigned = stream.view(rows, -1)[:, :count]
-    unsigned -= 1 << (bits - 1)
-    return unsigned.contiguous().view(torch.int8)
+    codes -= 1 << (bits - 1)
+    return codes[:, :count].contiguous().view(torch.int8)
 
 
 def _lanes(bits: int) -> list[tuple[int, int]]:

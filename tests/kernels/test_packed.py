@@ -54,6 +54,13 @@ def test_permuted_rows_give_permuted_words(drawn: tuple[torch.Tensor, int], seed
     assert torch.equal(pack_words(values[order], bits), pack_words(values, bits)[order])
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_no_rows_are_packed_to_no_rows(bits: int) -> None:
+    packed = pack_words(torch.empty((0, 9), dtype=torch.int8), bits)
+    assert packed.shape == (0, words(9, bits))
+    assert unpack_words(packed, bits, 9).shape == (0, 9)
+
+
 def test_strided_input() -> None:
     values = torch.randint(-4, 4, (40, 9), dtype=torch.int8)
     packed = pack_words(values.T, 3)
