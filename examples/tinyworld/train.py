@@ -134,7 +134,7 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int16]:
     """Return rows of one token more than the context, each starting with a new document.
 
     The last document of a row may be cut; one that would begin in its last 40 tokens fills it up
-    and stands again, whole, at the start of the next.
+    and stands again, whole, at the start of the next. A row that is not full then is left out.
     """
     width = CONTEXT + 1
     rows: list[list[int]] = []
@@ -149,7 +149,8 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int16]:
             if len(row) >= width:
                 rows.append(row[:width])
                 row = []
-    return np.array([row for row in rows if len(row) == width], dtype=np.int16)
+    whole = [row for row in rows if len(row) == width]
+    return np.array(whole, dtype=np.int16).reshape(-1, width)
 
 
 def save(network: Network, tokenizer: Any, folder: Path) -> None:
