@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +18,20 @@ from typing import Any
 import torch
 
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.compress.layerwise import moment_bytes, solver_bytes
-from unicomp.compress.method import Need, QuantizeMethod
+from unicomp.compress.method import QuantizeMethod
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate.score import LONGEST
-from unicomp.evaluate.stream import LOGITS
 from unicomp.hub import Source, resolve
 from unicomp.kernels import format as formats
 from unicomp.kernels.dense import DenseSource, open_dense
-from unicomp.kernels.format import Format
+from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, describe
+from unicomp.recipes.forecast import hidden_bytes, measured_rate, memory, operations
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
 
-# Resident bytes of a process that has imported torch, transformers and accelerate; measured
-# with torch 2.13 and transformers 5.23 on x86-64 Linux by `benchmarks/memory_forecast.py`.
-IMPORTS = 640 << 20
-# Tokens computed together where memory allows: enough for matrix products at full speed.
-BATCH_TOKENS = 4096
 # Axes whose scores need a text that no recipe names yet; only the builtin models bring one.
 READING = ("accuracy", "fidelity", "calibration", "safety")
-# Temporaries of a layer's forward pass, as copies of its widest activation.
-LIVE_ACTIVATIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +60,7 @@ class Plan:
     text            recipe text as written, or as its defaults and overrides make it
     fates           name -> what becomes of it, for every tensor, in the order of the output
     schemes         module -> scheme, for every linear that is quantized
+    stacked         layers whose dense experts are written as two 3-D tensors
     batch           calibration windows computed together
     moment_bytes    most memory that one pass's statistics may take
     memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
@@ -88,6 +79,7 @@ class Plan:
     format: Format
     fates: Mapping[str, Fate]
     schemes: Mapping[str, Scheme]
+    stacked: frozenset[int]
     batch: int
     moment_bytes: int
     memory: Mapping[str, int]
@@ -142,6 +134,11 @@ class Plan:
         """Return every tensor of the output, in the order in which shards are filled."""
         plain = {canonical: name for name, canonical in self.model.names.items()}
         linears = {linear.module: linear for linear in self.model.linears()}
+        stacks: dict[str, list[Meta]] = {}
+        for layer in self.model.layers:
+            if layer.index in self.stacked:
+                experts = [one.module for one in layer.linears() if one.expert is not None]
+                stacks |= {name: [] for name in experts} | {experts[0]: self._stack(layer)}
         metas: list[Meta] = []
         for fate in self.fates.values():
             if fate.scheme is not None:
@@ -149,6 +146,9 @@ class Plan:
                 metas += self.format.layout(fate.name, shape, fate.scheme, self.dtype)
             elif fate.name in linears:
                 linear = linears[fate.name]
+                if linear.module in stacks:
+                    metas += stacks.pop(linear.module)
+                    continue
                 stored = self.dense.tensors[linear.part.tensor]
                 shape = linear.shape[::-1] if linear.transposed else linear.shape
                 metas.append(Meta(f"{fate.name}.weight", stored.dtype, shape))
@@ -156,6 +156,25 @@ class Plan:
                 stored = self.dense.tensors[plain[fate.name]]
                 metas.append(Meta(fate.name, stored.dtype, tuple(stored.shape)))
         return metas
+
+    def _stack(self, layer: Layer) -> list[Meta]:
+        """Return the two tensors of a layer's dense experts."""
+        (gate, up), (down,) = layer.steps[-2][0], layer.steps[-1][0]
+        stored = self.dense.tensors[gate.part.tensor].dtype
+        count = len(layer.steps[-1])
+        both, columns = gate.shape[0] + up.shape[0], gate.shape[1]
+        path = self.stack_path(layer.index)
+        return [
+            Meta(f"{path}.gate_up_proj", stored, (count, both, columns)),
+            Meta(f"{path}.down_proj", stored, (count, *down.shape)),
+        ]
+
+    def stack_path(self, layer: int) -> str:
+        """Return the name, in the transformers model, under which a layer's experts stand."""
+        row = self.model.architecture
+        if row.experts is None:
+            raise ValueError(f"{self.model.type} has no experts")
+        return f"{row.layers}.{layer}.{row.experts.path}"
 
     @property
     def dtype(self) -> str:
@@ -233,10 +252,11 @@ def plan(
     checkpoint = Checkpoint.open(source.folder)
     dense = open_dense(checkpoint)
     description = describe(dense.config, dense.tensors)
-    found = formats.find(recipe.format)
     modules = [linear.module for linear in description.linears()]
     _check_patterns(method, modules)
-    fates = {fate.name: fate for fate in _fates(dense, description, method, found, recipe)}
+    loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}
+    settled = formats.find(recipe.format).settle(_wishes(description, method), loaders)
+    fates = {fate.name: fate for fate in _fates(dense, description, settled)}
     schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
     if not schemes:
         raise UnicompError(
@@ -244,10 +264,10 @@ def plan(
             hint="see `unicomp plan` for each module's reason",
         )
     scored, held_out = _scored(recipe, source)
-    memory, batch, moments = _memory(
+    parts, batch, moments = memory(
         recipe, method, dense, description, schemes, max_memory, bool(held_out)
     )
-    operations = _operations(recipe, method, dense, description, schemes)
+    products = operations(recipe, method, dense, description, schemes)
     rate = measured_rate()
     out = sum(fate.bytes_out for fate in fates.values())
     return Plan(
@@ -258,16 +278,17 @@ def plan(
         dense=dense,
         checkpoint=checkpoint,
         model=description,
-        format=found,
+        format=settled.format,
+        stacked=_stacked(description, settled),
         fates=fates,
         schemes=schemes,
         batch=batch,
         moment_bytes=moments,
-        memory=memory,
-        disk_bytes=out + _hidden_bytes(recipe, method, dense),
-        operations=operations,
-        seconds=operations / rate,
-        basis=f"{operations / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        memory=parts,
+        disk_bytes=out + hidden_bytes(recipe, method, dense),
+        operations=products,
+        seconds=products / rate,
+        basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
         "a float32 product of 768 measured just now",
         scored=scored,
         held_out=held_out,
@@ -312,9 +333,7 @@ def _dtype(dense: DenseSource, model: Model) -> str:
     return dense.tensors[next(model.linears()).part.tensor].dtype
 
 
-def _fates(
-    dense: DenseSource, model: Model, method: QuantizeMethod, layout: Format, recipe: Recipe
-) -> Iterator[Fate]:
+def _fates(dense: DenseSource, model: Model, settled: Settled) -> Iterator[Fate]:
     """Yield every tensor's fate: embeddings first, then layer by layer, then the rest."""
     prefix = model.architecture.layers + "."
     outside = [name for name in model.names if not model.names[name].startswith(prefix)]
@@ -326,12 +345,13 @@ def _fates(
         for part in layer.others.values():
             yield _kept(dense, model, part.tensor)
         for linear in layer.linears():
-            yield _linear(dense, model, linear, method, layout, recipe)
+            yield _linear(dense, model, linear, settled)
     for name in outside:
         if name not in early:
             yield _kept(dense, model, name)
 
 
+IGNORED = "ignored by the recipe"
 _WHY = {
     "embedding": "an embedding is a table: no product reads it whole",
     "head": "the head decides every token: kept unless a format and a loader take it",
@@ -349,207 +369,42 @@ def _kept(dense: DenseSource, model: Model, name: str) -> Fate:
     return Fate(model.names[name], role, tuple(stored.shape), None, why, size, size)
 
 
-def _linear(
-    dense: DenseSource,
-    model: Model,
-    linear: Linear,
-    method: QuantizeMethod,
-    layout: Format,
-    recipe: Recipe,
-) -> Fate:
+def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
+    return [
+        Wish(
+            linear.module,
+            linear.shape,
+            method.scheme(linear.module),
+            transposed=linear.transposed,
+            expert=linear.expert is not None,
+        )
+        for linear in model.linears()
+    ]
+
+
+def _linear(dense: DenseSource, model: Model, linear: Linear, settled: Settled) -> Fate:
     stored = dense.tensors[linear.part.tensor]
     size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
-
-    def fate(scheme: Scheme | None, why: str | None) -> Fate:
-        out = size
-        if scheme is not None:
-            dtype = _dtype(dense, model)
-            metas = layout.layout(linear.module, linear.shape, scheme, dtype)
-            out = sum(meta.nbytes for meta in metas)
-        return Fate(linear.module, "linear", linear.shape, scheme, why, size, out)
-
-    scheme = method.scheme(linear.module)
+    scheme = settled.schemes[linear.module]
+    why = settled.why.get(linear.module)
     if scheme is None:
-        return fate(None, "ignored by the recipe")
-    barred = _barred(linear, layout, recipe)
-    if barred is not None:
-        return fate(None, barred)
-    reason = layout.refuses(linear.shape, scheme)
-    if reason is None:
-        return fate(scheme, None)
-    channel = Scheme(scheme.bits, -1, scheme.symmetric)
-    if layout.refuses(linear.shape, channel) is None:
-        return fate(channel, f"{reason}: per channel")
-    return fate(None, reason)
+        return Fate(linear.module, "linear", linear.shape, None, why or IGNORED, size, size)
+    metas = settled.format.layout(linear.module, linear.shape, scheme, _dtype(dense, model))
+    out = sum(meta.nbytes for meta in metas)
+    return Fate(linear.module, "linear", linear.shape, scheme, why, size, out)
 
 
-def _barred(linear: Linear, layout: Format, recipe: Recipe) -> str | None:
-    """Say why no loader that counts would take this linear packed, whatever its shape; or None."""
-    if linear.transposed and layout.name == "compressed-tensors":
-        return "compressed-tensors packs `Linear` only, and this is a `Conv1D`"
-    loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}
-    if linear.expert is not None and "transformers" in loaders:
-        return "transformers drops packed experts without a word"
-    return None
-
-
-def _hidden_bytes(recipe: Recipe, method: QuantizeMethod, dense: DenseSource) -> int:
-    """Return what the hidden states take on disk: a layer's input and output, per stream."""
-    if not method.needs or recipe.calibration is None:
-        return 0
-    tokens = recipe.calibration.samples * recipe.calibration.seq_len
-    streams = 2 if Need.CROSS in method.needs else 1
-    return 2 * streams * tokens * hidden_size(dense.config) * 4
-
-
-def hidden_size(config: Mapping[str, Any]) -> int:
-    """Return the width of the hidden states between layers."""
-    for key in ("hidden_size", "n_embd"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    raise UnsupportedError("config.json has no `hidden_size`", hint="is it the model's own config?")
-
-
-def _memory(
-    recipe: Recipe,
-    method: QuantizeMethod,
-    dense: DenseSource,
-    model: Model,
-    schemes: Mapping[str, Scheme],
-    limit: int | None,
-    reads: bool,
-) -> tuple[dict[str, int], int, int]:
-    """Return the parts of the forecast, the windows of a batch and the bytes of moments a pass.
-
-    reads  whether model and source are loaded whole to score them
-    """
-    if reads:
-        models = 2 * 4 * sum(torch.Size(info.shape).numel() for info in dense.tensors.values())
-        vocab = int(dense.config.get("vocab_size") or 0)
-        window = int(dense.config.get("max_position_embeddings") or 0) * vocab * 4
-        logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
-        scoring = {"imports": IMPORTS, "scored models": models, "logits": logits}
-        _decline(sum(scoring.values()), limit, "a shorter list under `score`")
-        rest = _memory(recipe, method, dense, model, schemes, limit, False)
-        return max((scoring, rest[0]), key=lambda parts: sum(parts.values())), *rest[1:]
-    largest = max(_layer_bytes(layer) for layer in model.layers)
-    matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
-    if not method.needs or recipe.calibration is None:
-        parts = {"imports": IMPORTS, "solver": solver_bytes(*_widest(model, schemes))}
-        parts["weights"] = 2 * matrix
-        _decline(sum(parts.values()), limit)
-        return parts, 1, 0
-    cross = Need.CROSS in method.needs
-    seq_len, samples = recipe.calibration.seq_len, recipe.calibration.samples
-    inputs = [
-        shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
-    ]
-    together = max(
-        sum(moment_bytes(shared[0].shape[1], cross) for shared in step)
+def _stacked(model: Model, settled: Settled) -> frozenset[int]:
+    """Return the layers whose dense experts are written as two 3-D tensors."""
+    experts = model.architecture.experts
+    if experts is None:
+        return frozenset()
+    return frozenset(
+        layer.index
         for layer in model.layers
-        for step in layer.steps
+        for path in (experts.disk, experts.path)
+        if f"{model.architecture.layers}.{layer.index}.{path}" in settled.stacked
     )
-    least = moment_bytes(max(inputs), cross)
-    widest = max(max(linear.shape) for linear in model.linears())
-    fixed = {
-        "imports": IMPORTS,
-        "weights": largest * (2 if cross else 1),
-        "solver": solver_bytes(*_widest(model, schemes)),
-        "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
-    }
-
-    def parts(batch: int, moments: int) -> dict[str, int]:
-        tokens = batch * seq_len
-        heads = int(dense.config.get("num_attention_heads", dense.config.get("n_head", 1)))
-        attention = batch * heads * seq_len * seq_len * 4
-        live = LIVE_ACTIVATIONS * tokens * widest * 4 + attention
-        return fixed | {"statistics": moments, "activations": live * (2 if cross else 1)}
-
-    best = max(1, min(samples, BATCH_TOKENS // seq_len))
-    options = [(best, min(together, max(least, 4 << 30)))]
-    while options[-1][0] > 1:
-        options.append((options[-1][0] // 2, options[-1][1]))
-    if together > least:
-        options.append((1, least))
-    for batch, moments in options:
-        found = parts(batch, moments)
-        if limit is None or sum(found.values()) <= limit:
-            return found, batch, moments
-    _decline(sum(parts(*options[-1]).values()), limit)
-    raise AssertionError("declined")
-
-
-def _decline(needed: int, limit: int | None, instead: str = "a shorter `seq_len`") -> None:
-    if limit is not None and needed > limit:
-        raise UnicompError(
-            f"--max-memory {limit} bytes is too small: the least that this run needs is "
-            f"{needed} bytes",
-            hint=f"give at least {-(-needed // (1 << 20))}MiB, or {instead}",
-        )
-
-
-def _layer_bytes(layer: Layer) -> int:
-    return sum(4 * linear.shape[0] * linear.shape[1] for linear in layer.linears())
-
-
-def _widest(model: Model, schemes: Mapping[str, Scheme]) -> tuple[int, int]:
-    """Return rows and columns of the largest stack of linears that is solved at once."""
-    sizes = [
-        (sum(one.shape[0] for one in shared if one.module in schemes), shared[0].shape[1])
-        for layer in model.layers
-        for step in layer.steps
-        for shared in step
-    ]
-    return max(sizes, key=lambda size: (size[0] + size[1]) * size[1])
-
-
-def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:
-    return sum(
-        4 * min(tokens, dense.tensors[name].shape[0]) * dense.tensors[name].shape[-1]
-        for name, role in model.roles.items()
-        if role == "embedding"
-    )
-
-
-def _operations(
-    recipe: Recipe,
-    method: QuantizeMethod,
-    dense: DenseSource,
-    model: Model,
-    schemes: Mapping[str, Scheme],
-) -> float:
-    """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
-    tokens = 0
-    if method.needs and recipe.calibration is not None:
-        tokens = recipe.calibration.samples * recipe.calibration.seq_len
-    chosen = int(dense.config.get("num_experts_per_tok") or 1)
-    total = 0.0
-    for layer in model.layers:
-        before = 0.0
-        for step in layer.steps:
-            share = min(1.0, chosen / len(step))
-            own = sum(2.0 * o * i for s in step for o, i in (one.shape for one in s)) * share
-            routed = tokens * share
-            for shared in step:
-                columns = shared[0].shape[1]
-                rows = sum(one.shape[0] for one in shared if one.module in schemes)
-                if rows:
-                    total += 1.1 * routed * columns**2 + 6.0 * rows * columns**2 + columns**3
-            total += before * tokens
-            before += own
-        total += before * tokens
-    return total
-
-
-def measured_rate() -> float:
-    """Measure this machine's float32 matrix product, in operations a second."""
-    left = torch.ones(768, 768)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        left @ left
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * 768**3 / best
 
 
 def _notes(
@@ -565,7 +420,7 @@ def _notes(
     changed: dict[str, int] = {}
     linears = [fate for fate in fates.values() if fate.role == "linear"]
     for fate in linears:
-        if fate.why is not None and fate.why != "ignored by the recipe":
+        if fate.why is not None and fate.why != IGNORED:
             changed[fate.why] = changed.get(fate.why, 0) + 1
     for why, count in changed.items():
         yield f"{count} of {len(linears)} linears: {why}"

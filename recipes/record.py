@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unicomp import machine, manifest
 from unicomp.compress.layerwise import Solved
-from unicomp.recipes.plan import Plan
+from unicomp.recipes.plan import Fate, Plan
 
 
 def quantized(plan: Plan, solved: Solved) -> manifest.Module:
@@ -37,19 +37,18 @@ def quantized(plan: Plan, solved: Solved) -> manifest.Module:
     )
 
 
-def dense(plan: Plan, module: str) -> manifest.Module:
-    """Return the report of a linear that stays as it is."""
-    fate = plan.fates[module]
+def dense(*fates: Fate) -> manifest.Module:
+    """Return the report of a linear that stays as it is, or of several stored as one."""
     return manifest.Module(
         bits=None,
         group_size=None,
-        bytes=fate.bytes_out,
+        bytes=sum(fate.bytes_out for fate in fates),
         error_before=None,
         error_after=None,
         damp=None,
         clip_fraction=None,
         tokens=0,
-        fallback=fate.why,
+        fallback=fates[0].why,
     )
 
 

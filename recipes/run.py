@@ -30,9 +30,10 @@ from unicomp.evaluate.scores import Subject
 from unicomp.manifest import Manifest
 from unicomp.models import Layer
 from unicomp.recipes import card, record
+from unicomp.recipes.forecast import hidden_size
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
-from unicomp.recipes.plan import Plan, hidden_size, working_folder
+from unicomp.recipes.plan import Plan, working_folder
 from unicomp.writer import Writer, check_target, copy_file, publish, write_file
 
 PIECE = 1 << 26  # bytes of a tensor that stays as it is, copied at once
@@ -371,10 +372,25 @@ def _one_layer(
     else:
         _statistics_layer(work, decoder, layer, streams, report, crcs)
     for linear in layer.linears():
-        if linear.module not in plan.schemes:
+        stacked = linear.expert is not None and layer.index in plan.stacked
+        if linear.module not in plan.schemes and not stacked:
             work.writer.write(f"{linear.module}.weight", read_part(plan.dense, linear.part))
-            modules[linear.module] = record.dense(plan, linear.module)
+            modules[linear.module] = record.dense(plan.fates[linear.module])
+    if layer.index in plan.stacked:
+        _stack_experts(work, layer)
+        experts = [plan.fates[one.module] for one in layer.linears() if one.expert is not None]
+        modules[plan.stack_path(layer.index)] = record.dense(*experts)
     return modules, crcs
+
+
+def _stack_experts(work: _Work, layer: Layer) -> None:
+    """Write a layer's dense experts as the two 3-D tensors that transformers holds."""
+    path, source = work.plan.stack_path(layer.index), work.plan.dense
+    for index, ((gate, up), (down,)) in enumerate(zip(*layer.steps[-2:], strict=True)):
+        row = slice(index, index + 1)
+        both = torch.cat([read_part(source, gate.part), read_part(source, up.part)])
+        work.writer.write(f"{path}.gate_up_proj", both[None], row)
+        work.writer.write(f"{path}.down_proj", read_part(source, down.part)[None], row)
 
 
 def _statistics_layer(
@@ -411,8 +427,13 @@ def _statistics_layer(
 def _stored_names(plan: Plan, layers: tuple[Layer, ...]) -> Iterator[str]:
     """Yield the names of the tensors that these layers' linears have in the output."""
     for layer in layers:
+        if layer.index in plan.stacked:
+            path = plan.stack_path(layer.index)
+            yield from (f"{path}.gate_up_proj", f"{path}.down_proj")
         for linear in layer.linears():
             scheme = plan.schemes.get(linear.module)
+            if scheme is None and linear.expert is not None and layer.index in plan.stacked:
+                continue
             if scheme is None:
                 yield f"{linear.module}.weight"
             else:
