@@ -11,7 +11,7 @@ from unicomp.cli import show
 from unicomp.cli.options import Json, Quiet
 
 OPTIONAL = ("compressed-tensors", "accelerate", "huggingface-hub", "pyarrow", "gguf", "lm-eval")
-VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "UNICOMP_ASSETS", "OMP_NUM_THREADS")
+VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "NO_COLOR")
 READ_BYTES = 1 << 28
 
 Measure = Annotated[

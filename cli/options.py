@@ -4,6 +4,7 @@
 and may ignore it.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ def parse_size(text: str) -> int:
 
 def _quiet(value: bool) -> bool:
     show.quiet(value)
+    if value:  # huggingface_hub reads this when it is first imported, which is later
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return value
 
 

@@ -212,7 +212,7 @@ def test_completion_imports_nothing_heavy(line: str, expected: str) -> None:
 
 
 def test_a_reader_that_leaves_early() -> None:
-    code = "from unicomp.cli.main import main\nimport sys\nsys.argv[1:] = ['env', '--json']\nmain()"
+    code = "from unicomp.cli.main import main\nimport sys\nsys.argv[1:] = ['--version']\nmain()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
