@@ -76,7 +76,8 @@ class CompressedTensors(Format):
             tallest=max((wish.shape[1] for wish in wishes if wish.transposed), default=0),
             dequantize=settling.dequantize,
         )
-        return Settled(own, settling.schemes, settling.why, tuple(settling.stacked))
+        loaders = {"transformers": settling.unloaded, "vllm": settling.vllm_refuses(wishes)}
+        return Settled(own, settling.schemes, settling.why, tuple(settling.stacked), loaders)
 
     def reading(self, config: Mapping[str, Any]) -> Self:
         """Return the instance for a file; blocks down the rows are what only Conv1D has."""
@@ -246,6 +247,7 @@ class _Settling:
     block: set[str] = field(default_factory=set)
     stacked: list[str] = field(default_factory=list)
     dequantize: bool = False
+    unloaded: str | None = None
 
     @property
     def vllm(self) -> bool:
@@ -306,7 +308,7 @@ class _Settling:
                     members, "loaders take one scheme for all packed experts, and all of a layer"
                 )
             if own != {common} or common is None:
-                self.stacked += [path] if self.transformers else []
+                self.stacked.append(path)
         packed = self.wanted(wishes)
         ragged = [wish for wish in packed if self._ragged(wish)]
         if ragged and (self.vllm or self._fills_words(packed)):
@@ -314,20 +316,16 @@ class _Settling:
             self._per_channel(packed, reason)
         elif ragged:
             self._as_blocks(packed, f"{self._undivided(ragged[0])}: a shorter last group")
-        if not any(self.schemes.values()):
+        if self.stacked and not self.transformers:
+            self.unloaded = "it wants dense experts beside packed linears stacked"
+        if not self.transformers or not any(self.schemes.values()):
             self.stacked = []
 
     def fused(self, wishes: list[Wish]) -> None:
         """VLLM holds q, k and v as one module, and gate and up: they take the finest's scheme."""
         if not self.vllm:
             return
-        parents: dict[tuple[str, int], list[Wish]] = {}
-        for wish in wishes:
-            parent, _, own = wish.module.rpartition(".")
-            for index, names in enumerate(_FUSED):
-                if own in names:
-                    parents.setdefault((parent, index), []).append(wish)
-        for members in parents.values():
+        for members in self._neighbours(wishes):
             own_schemes = [self.schemes[wish.module] for wish in members]
             if len(set(own_schemes)) == 1:
                 continue
@@ -367,7 +365,37 @@ class _Settling:
             self._per_channel([wish], f"{self._undivided(wish)}: per channel")
         if self.transformers:
             self._one_scheme(wanted, "linears with packed zero points")
-            self.dequantize = True
+        elif mixed:
+            self.unloaded = "it takes packed zero points only where all linears share one scheme"
+        self.dequantize = not mixed or self.transformers
+
+    def vllm_refuses(self, wishes: Sequence[Wish]) -> str | None:
+        """Say why vLLM does not take the file, by what its code (0.33) reads; it was not run."""
+        kept = self.wanted(wishes)
+        if any(wish.transposed for wish in kept):
+            return "it takes no packed Conv1D"
+        if self.block:
+            return "it takes no integer weights in blocks"
+        if not self._fills_words(kept):
+            return "it wants rows of codes to fill whole 32-bit words"
+        if any(not self._scheme(wish).symmetric and self._scheme(wish).bits != 4 for wish in kept):
+            return "it takes zero points with 4 bits only"
+        if self.stacked:
+            return "it reads dense experts one by one, not stacked"
+        for members in self._neighbours(wishes):
+            if len({self.schemes[wish.module] for wish in members}) > 1:
+                return "it wants one scheme for q, k and v, and one for gate and up"
+        return None
+
+    def _neighbours(self, wishes: Iterable[Wish]) -> list[list[Wish]]:
+        """Return the linears that vLLM holds as one, in lists."""
+        parents: dict[tuple[str, int], list[Wish]] = {}
+        for wish in wishes:
+            parent, _, own = wish.module.rpartition(".")
+            for index, names in enumerate(_FUSED):
+                if own in names:
+                    parents.setdefault((parent, index), []).append(wish)
+        return list(parents.values())
 
     def _scheme(self, wish: Wish) -> Scheme:
         scheme = self.schemes[wish.module]

@@ -66,7 +66,10 @@ class Gptq(Format):
                 why[wish.module] = reason
         kept = [scheme for scheme in schemes.values() if scheme is not None]
         v2 = any(not scheme.symmetric or scheme.bits == 3 for scheme in kept)
-        return Settled(replace(self, v2=v2), schemes, why)
+        runs = all(scheme.symmetric and scheme.bits in (4, 8) for scheme in kept)
+        refuses = None if runs else "it runs gptq with symmetric 4 and 8 bits only"
+        takes = {"transformers": None, "vllm": refuses}  # transformers: with gptqmodel installed
+        return Settled(replace(self, v2=v2), schemes, why, loaders=takes)
 
     def reading(self, config: Mapping[str, Any]) -> Self:
         """Return the instance for a file, by its `checkpoint_format`."""

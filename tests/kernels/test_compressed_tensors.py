@@ -188,7 +188,7 @@ def test_zero_points_of_one_scheme_are_packed_and_flagged() -> None:
     assert found["config_groups"]["group_0"]["weights"]["strategy"] == "group"
     metas = settled.format.layout("model.layers.0.mlp.down_proj", (64, 64), A4, "F32")
     assert (metas[-1].dtype, metas[-1].shape) == ("I32", (8, 2))
-    assert "dequantize" not in config(settle(linears(A4), "vllm"))
+    assert "dequantize" not in config(settle(linears(W4)))
 
 
 def test_zero_points_of_several_schemes_are_raw_in_blocks() -> None:
@@ -302,3 +302,29 @@ def test_names_go_before_patterns_before_classes() -> None:
     groups["a"]["weights"] = {"num_bits": 8, "type": "float"}
     with pytest.raises(UnsupportedError, match="float"):
         layout.scheme(found, "x")
+
+
+def test_which_loaders_take_the_file() -> None:
+    both = {"transformers": None, "vllm": None}
+    assert settle(linears(W4)).loaders == both
+    assert settle(linears(A4)).loaders == both
+    assert settle([*linears(W4), *experts()]).loaders == both
+    mixed = linears(A4, down_proj=Scheme(8, -1))
+    only = settle(mixed, "vllm").loaders
+    assert only["vllm"] is None
+    assert "zero points" in str(only["transformers"])
+    dense = settle([*linears(W4), *experts(None)], "vllm").loaders
+    assert dense["vllm"] is None
+    assert "stacked" in str(dense["transformers"])
+    for wishes, reason in (
+        (mixed, "blocks"),
+        (linears(W4, columns=172), "blocks"),
+        (linears(Scheme(4, 43), columns=172), "words"),
+        (linears(Scheme(8, 32, False)), "4 bits only"),
+        (linears(W4, q_proj=Scheme(8, 32)), "q, k and v"),
+        (conv1d(W4), "Conv1D"),
+        ([*linears(W4), *experts(None)], "stacked"),
+    ):
+        found = settle(wishes).loaders
+        assert found["transformers"] is None
+        assert reason in str(found["vllm"])
