@@ -61,7 +61,7 @@ def _end_with_examples(group: typer.Typer) -> None:
         about, _, example = (command.callback.__doc__ or "").partition("Example:")
         if example:
             command.help = about.strip()
-            command.epilog = f"\b\nExample:\n  {' '.join(example.split())}"
+            command.epilog = f"\b\nExample: {' '.join(example.split())}"
     for inner in group.registered_groups:
         if inner.typer_instance is not None:
             _end_with_examples(inner.typer_instance)
