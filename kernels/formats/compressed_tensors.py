@@ -315,7 +315,8 @@ class _Settling:
             reason = f"{self._undivided(ragged[0])} of `{ragged[0].module}`: per channel"
             self._per_channel(packed, reason)
         elif ragged:
-            self._as_blocks(packed, f"{self._undivided(ragged[0])}: a shorter last group")
+            self._as_blocks(packed, None)  # all experts alike, though some are even
+            self._as_blocks(ragged, f"{self._undivided(ragged[0])}: a shorter last group")
         if self.stacked and not self.transformers:
             self.unloaded = "it wants dense experts beside packed linears stacked"
         if not self.transformers or not any(self.schemes.values()):
