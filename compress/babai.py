@@ -12,13 +12,13 @@ Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorem 4: the same inte
 (arXiv:2210.17323, algorithm 1), which keeps updated weights and needs the inverse Hessian.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unicomp.compress import grid
-from unicomp.compress.grid import Grid
+from unicomp.compress.grid import Grid, group_of
 from unicomp.compress.linalg import Factor
 from unicomp.kernels.packed import PackedTensor, Scheme
 
@@ -29,7 +29,7 @@ class Choice(Protocol):
     """What is taken instead of a column's target."""
 
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
-        """Choose the values of one column.
+        """Choose the values of one column; steps come in order, block by block.
 
         step    position in the factor's order
         target  [rows], what the column should be, given the errors so far; not to be modified
@@ -62,7 +62,7 @@ def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size
         else:
             goal.copy_(block)
         unit = factor.unit[start:stop, start:stop].T.contiguous()
-        _walk(goal, block, unit, choice, start)
+        walk(goal, block, unit, choice, start)
         choice.close(start, stop)
         goal -= before
         goal += block
@@ -70,14 +70,14 @@ def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size
     return error
 
 
-def _walk(goal: Tensor, block: Tensor, unit: Tensor, choice: Choice, step: int) -> None:
+def walk(goal: Tensor, block: Tensor, unit: Tensor, choice: Choice, step: int) -> None:
     """Choose the columns of one block, whose targets lack only each other's errors."""
     size = goal.shape[0]
     if size > LEAF:
         half = (size + 1) // 2
-        _walk(goal[:half], block[:half], unit[:half, :half], choice, step)
+        walk(goal[:half], block[:half], unit[:half, :half], choice, step)
         goal[half:].addmm_(unit[half:, :half], block[:half])
-        _walk(goal[half:], block[half:], unit[half:, half:], choice, step + half)
+        walk(goal[half:], block[half:], unit[half:, half:], choice, step + half)
         return
     for i in range(size):
         if i:
@@ -85,49 +85,101 @@ def _walk(goal: Tensor, block: Tensor, unit: Tensor, choice: Choice, step: int) 
         choice.pick(step + i, goal[i], block[i])
 
 
-class Rounding:
-    """The choice of a quantizer: the nearest point of the column's grid."""
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A quantized weight while it is worked on: transposed, columns in the weight's own order.
 
-    def __init__(self, found: Grid, scheme: Scheme, order: Tensor, *, clip: bool = True) -> None:
-        """Prepare the grid of each step.
+    codes   int8 [in, rows]
+    scale   float [groups, rows]
+    zero    float [groups, rows], or None when symmetric
+    groups  the columns of each group
+    low, high  the least and the greatest code
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    groups: list[slice]
+    low: int
+    high: int
+
+    def packed(self, scheme: Scheme, dtype: torch.dtype) -> PackedTensor:
+        """Return it as it will be stored, scales in `dtype`."""
+        zero = None if self.zero is None else self.zero.T.to(torch.int8).contiguous()
+        scale = self.scale.T.to(dtype).contiguous()
+        return PackedTensor(self.codes.T.contiguous(), scale, zero, scheme)
+
+
+class Rounding:
+    """The choice of a quantizer: the nearest point of the column's grid.
+
+    clipped  int64 [rows], codes whose target lay beyond the range
+    """
+
+    def __init__(
+        self, found: Grid, scheme: Scheme, order: Tensor, *, block_size: int, clip: bool = True
+    ) -> None:
+        """Lay out the grid by steps.
 
         order  int64 [in], the factor's order
-        clip   False: codes may leave the grid's range, as the error bound assumes; for tests
+        clip   False: codes may leave the range, as the error bound of the paper assumes; for tests
         """
         rows = found.scale.shape[0]
         self._found, self._scheme, self._order = found, scheme, order
         self._low, self._high = (found.low, found.high) if clip else (-128, 127)
-        self._group = grid.group_of(order.shape[0], scheme, order.device)[order].tolist()
+        self._group = group_of(order.shape[0], scheme, order.device)[order].tolist()
         self._scale = found.scale.T.contiguous().unbind(0)
         self._inverse = found.scale.T.reciprocal().contiguous().unbind(0)
         self._zero = None if found.zero is None else found.zero.T.contiguous().unbind(0)
-        self._raw = found.scale.new_empty(order.shape[0], rows)
+        self._raw = found.scale.new_empty(min(block_size, order.shape[0]), rows)
         self._kept = torch.empty_like(self._raw)
-        self.codes = torch.empty(order.shape[0], rows, dtype=torch.int8, device=order.device)
+        self._raws, self._kepts = self._raw.unbind(0), self._kept.unbind(0)
+        self._start = 0
+        self._codes = torch.empty(order.shape[0], rows, dtype=torch.int8, device=order.device)
         self.clipped = torch.zeros(rows, dtype=torch.int64, device=order.device)
 
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
         """Round the target."""
         group = self._group[step]
-        raw, kept, scale = self._raw[step], self._kept[step], self._scale[group]
+        raw, kept = self._raws[step - self._start], self._kepts[step - self._start]
         if self._zero is None:
             torch.mul(target, self._inverse[group], out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
-            column.addcmul_(kept, scale, value=-1)
+            column.addcmul_(kept, self._scale[group], value=-1)
         else:
-            zero = self._zero[group]
-            torch.addcmul(zero, target, self._inverse[group], out=raw).round_()
+            torch.addcmul(self._zero[group], target, self._inverse[group], out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
-            column.addcmul_(kept - zero, scale, value=-1)
+            column.addcmul_(kept - self._zero[group], self._scale[group], value=-1)
 
     def close(self, start: int, stop: int) -> None:
         """Keep the codes of a block."""
-        raw, kept = self._raw[start:stop], self._kept[start:stop]
-        self.codes[start:stop] = kept.to(torch.int8)
+        raw, kept = self._raw[: stop - start], self._kept[: stop - start]
+        self._codes[start:stop] = kept
         self.clipped += (raw != kept).sum(0)
+        self._start = stop
 
-    def packed(self, dtype: torch.dtype) -> PackedTensor:
-        """Return the codes in the weight's own order, with scales of the dtype they are stored in."""
-        codes = torch.empty_like(self.codes)
-        codes[self._order] = self.codes
-        return grid.packed(codes.T.contiguous(), self._found, self._scheme, dtype)
+    def codes(self) -> Codes:
+        """Return what was chosen."""
+        found = self._found
+        columns = self._codes.shape[0]
+        size = columns if self._scheme.group_size == -1 else self._scheme.group_size
+        return Codes(
+            codes=restored(self._codes, self._order),
+            scale=found.scale.T.contiguous(),
+            zero=None if found.zero is None else found.zero.T.contiguous(),
+            groups=[slice(at, min(at + size, columns)) for at in range(0, columns, size)],
+            low=found.low,
+            high=found.high,
+        )
+
+
+def ordered(weight: Tensor, order: Tensor) -> Tensor:
+    """Return a weight [out, in] as columns [in, out] in an order, contiguous."""
+    return weight.T.contiguous()[order]
+
+
+def restored(columns: Tensor, order: Tensor) -> Tensor:
+    """Return columns [in, ...] that stand in an order in their own order again."""
+    own = torch.empty_like(columns)
+    own[order] = columns
+    return own

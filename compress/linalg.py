@@ -1,9 +1,9 @@
 """The factor of a damped Hessian that nearest plane walks along, and the orders to walk it in.
 
 With `p` the order in which columns are rounded, `H[p][:, p] = C diag(D) Cᵀ`, C unit upper
-triangular: row i of C says how the error of the i-th rounded column moves the targets of all later ones, and
-`D[i]` what that column's own rounding costs once the later ones have made up for it. It is the
-Cholesky factor of the reversed matrix, read backwards; no inverse is ever formed.
+triangular: row i of C says how the error of the i-th rounded column moves the targets of all later
+ones, and `D[i]` what that column's own rounding costs once the later ones have made up for it. It
+is the Cholesky factor of the reversed matrix, read backwards; no inverse is ever formed.
 
 Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorems 4 and 5.
 Differs: a dead column (zero diagonal) keeps its weights and is simply rounded to nearest.
@@ -27,20 +27,48 @@ PANEL = 128
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """`hessian[order][:, order] + shift = unit · diag(pivots) · unitᵀ`.
+    """`hessian[order][:, order] + diag(added) = unit · diag(pivots) · unitᵀ`.
 
     order   int64 [in], columns of the weight in the order of rounding
     unit    [in, in], unit upper triangular; rows and columns stand in that order
     pivots  [in], positive, in that order
     damp    the fraction of the mean diagonal that was added in the end
-    shift   the same in absolute terms
+    added   [in], the same in absolute terms, in that order
     """
 
     order: Tensor
     unit: Tensor
     pivots: Tensor
     damp: float
-    shift: float
+    added: Tensor
+
+    def energy(self, columns: Tensor) -> Tensor:
+        """Return what the columns' rows are under the Hessian without its damping, float [rows].
+
+        columns  [in, rows] in the factor's order; not modified
+        """
+        total = columns.new_zeros(columns.shape[1])
+        for start in range(0, columns.shape[0], PANEL):
+            stop = min(start + PANEL, columns.shape[0])
+            part = self.unit[:stop, start:stop].T @ columns[:stop]
+            total += self.pivots[start:stop] @ part.square_()
+        return undamped(total, columns, self.added)
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return the damped Hessian's inverse times columns [in, rows], in the factor's order."""
+        half: Tensor = torch.linalg.solve_triangular(
+            self.unit, columns, upper=True, unitriangular=True
+        )
+        half /= self.pivots[:, None]
+        whole: Tensor = torch.linalg.solve_triangular(
+            self.unit.T, half, upper=False, unitriangular=True
+        )
+        return whole
+
+
+def undamped(energy: Tensor, columns: Tensor, added: Tensor) -> Tensor:
+    """Take the damping's share off the energy [rows] of columns [in, rows]."""
+    return torch.clamp_min(energy - added @ columns.square(), 0)
 
 
 def factorise(hessian: Tensor, *, order: Order = "none", damp: float = 0.01) -> Factor:
@@ -52,23 +80,25 @@ def factorise(hessian: Tensor, *, order: Order = "none", damp: float = 0.01) -> 
     Raises CheckpointError if the Hessian is not finite, or if damping of the whole mean diagonal
     does not make it positive definite; the message says how the damping grew.
     """
-    diagonal = hessian.diagonal()
     if not bool(torch.isfinite(hessian).all()):
         raise CheckpointError(
-            "the calibration statistics are not finite",
-            hint="a NaN or Inf activation reached this layer: check the weights before it, "
+            "the statistics of this layer's input are not finite",
+            hint="a NaN or Inf activation reached it: check the weights before it, "
             "or calibrate on other text",
         )
+    diagonal = hessian.diagonal()
     live = diagonal > 0
     mean = float(diagonal[live].double().mean()) if bool(live.any()) else 1.0
     tried: list[float] = []
     while True:
         tried.append(damp)
-        shift = damp * mean
-        found = _factorise(hessian, ~live, order, shift, mean)
+        added = torch.full_like(diagonal, damp * mean)
+        if damp == 0:
+            added[~live] = mean  # a dead column has no pivot of its own
+        found = _factorise(hessian, added, order)
         if found is not None:
             columns, unit, pivots = found
-            return Factor(columns, unit, pivots, damp, shift)
+            return Factor(columns, unit, pivots, damp, added[columns])
         if damp >= DAMP_LIMIT:
             raise CheckpointError(
                 "the damped Hessian is not positive definite, with `damp` at "
@@ -79,9 +109,8 @@ def factorise(hessian: Tensor, *, order: Order = "none", damp: float = 0.01) -> 
 
 
 def _factorise(
-    hessian: Tensor, dead: Tensor, order: Order, shift: float, mean: float
+    hessian: Tensor, added: Tensor, order: Order
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    added = torch.where(dead, max(shift, mean), shift).to(hessian.dtype)
     if order == "min-pivot":
         columns = min_pivot_order(hessian + torch.diag(added))
     elif order == "act":

@@ -6,7 +6,7 @@ once for all who ask.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -44,11 +44,13 @@ class Stats:
     tokens   how many tokens reached the layer
     hessian  float32 [in, in], mean of x.xT over those tokens; x from the compressed layers before
     cross    float32 [in, in], mean of (x_original - x).xT, x_original from the uncompressed model
+    memo     what a method worked out of these (a factor), for the next weight with the same input
     """
 
     tokens: int
     hessian: Tensor | None = None
     cross: Tensor | None = None
+    memo: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Method(BaseModel):
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def wants(self) -> frozenset[Need]:
+        """Return the statistics that these options ask for, of all that the method may need."""
+        return self.needs
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -1,8 +1,19 @@
 """GPTQ as nearest plane: each column's rounding error is made up for by the columns after it.
 
-Papers: GPTQ, arXiv:2210.17323; as Babai's nearest plane, arXiv:2507.18553.
+One Cholesky factor of the damped Hessian serves all rows and all weights that read one input. Two
+things may follow or precede the walk over the columns. `drift` moves the target: the input of this
+layer has drifted from that of the uncompressed model, and the weights that answer it best for the
+original outputs are `w + w cross / H`. `sweeps` goes over the codes and scales again by coordinate
+descent.
+
+Papers: GPTQ, arXiv:2210.17323; as Babai's nearest plane, arXiv:2507.18553; drift: GPTAQ,
+arXiv:2504.02692, and Qronos, arXiv:2505.11695.
+Differs: GPTAQ adds its correction column by column through the inverse's factor, a quarter of it;
+here the least-squares target is set once, which nearest plane then rounds like any other.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -10,53 +21,127 @@ from pydantic import Field
 from torch import Tensor
 
 from unicomp.compress import grid
-from unicomp.compress.babai import Rounding, nearest_plane
+from unicomp.compress.babai import Rounding, nearest_plane, ordered, restored
+from unicomp.compress.descent import descend
 from unicomp.compress.grid import Grid
-from unicomp.compress.linalg import Factor, Order, factorise
+from unicomp.compress.linalg import Factor, Order, factorise, undamped
 from unicomp.compress.method import Need, QuantizeMethod, Solution, Stats
 from unicomp.errors import CheckpointError
-from unicomp.kernels.packed import Scheme
+from unicomp.kernels.packed import PackedTensor, Scheme
+
+CHUNK = 1 << 23  # weights at a time: rows are independent, so scratch need not grow with them
 
 
 class Gptq(QuantizeMethod):
     """Options of GPTQ."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.HESSIAN})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.HESSIAN, Need.CROSS})
 
     order: Order = Field("act", description="order in which columns are rounded")
     damp: float = Field(
         0.01, ge=0, le=1, description="added to the Hessian's diagonal, as a fraction of its mean"
     )
-    block_size: int = Field(128, ge=8, le=4096, description="columns per block; changes speed only")
+    block_size: int = Field(128, ge=8, le=4096, description="columns a block; changes speed only")
+    drift: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the input's drift from the uncompressed model's that is made up for; "
+        "0 needs no second stream of activations",
+    )
+    sweeps: int = Field(
+        1, ge=0, le=100, description="sweeps of coordinate descent over codes and scales afterwards"
+    )
+
+    def wants(self) -> frozenset[Need]:
+        """Return the statistics that these options ask for."""
+        return self.needs if self.drift else frozenset({Need.HESSIAN})
 
     def solve(
         self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
     ) -> Solution:
-        """Round column by column."""
-        dtype = cast(torch.dtype, scale_dtype)
+        """Quantize a weight, or several that read the same input stacked by rows.
+
+        weight  floating [out, in]; not modified
+        stats   the Hessian, and with `drift` the cross statistic; its memo keeps the factor
+
+        Raises CheckpointError where the Hessian cannot be factorised; the hint names the options.
+        """
         if stats.hessian is None:
-            raise CheckpointError("`gptq` needs a Hessian", hint="give calibration text")
-        factor = factorise(stats.hessian, order=self.order, damp=self.damp)
-        found = grid.search(weight, scheme, self.scale_search, dtype=dtype)
-        columns = weight.T[factor.order].contiguous()
-        choice = Rounding(found, scheme, factor.order)
+            raise CheckpointError(
+                "there is no statistic of this layer's input", hint="give calibration text"
+            )
+        key = ("factor", self.order, self.damp)
+        if key not in stats.memo:
+            stats.memo[key] = factorise(stats.hessian, order=self.order, damp=self.damp)
+        factor = cast(Factor, stats.memo[key])
+        rows = max(1, CHUNK // weight.shape[1])
+        dtype = cast(torch.dtype, scale_dtype)
+        return _joined(
+            [
+                self._rows(part.to(stats.hessian.dtype), stats, factor, scheme, dtype)
+                for part in torch.split(weight, rows)
+            ]
+        )
+
+    def _grid(self, target: Tensor, scheme: Scheme, dtype: torch.dtype, cost: Tensor) -> Grid:
+        return grid.search(target, scheme, self.scale_search, dtype=dtype, importance=cost)
+
+    def _rows(
+        self, weight: Tensor, stats: Stats, factor: Factor, scheme: Scheme, dtype: torch.dtype
+    ) -> Solution:
+        order, hessian = factor.order, cast(Tensor, stats.hessian)
+        reference = factor.energy(ordered(weight, order))
+        target = weight
+        if self.drift and stats.cross is not None:
+            moved = factor.solve(ordered(weight @ stats.cross, order))
+            target = weight + self.drift * restored(moved, order).T
+        plain = grid.search(target, scheme, "minmax", dtype=dtype)
+        nearest, _ = grid.round_to(target, plain, scheme, dtype=dtype)
+        rounding = factor.energy(ordered(target - nearest.dequantize(target.dtype), order))
+        cost = restored(factor.pivots, order)
+        found = self._grid(target, scheme, dtype, cost)
+        columns = ordered(target, order)
+        choice = Rounding(found, scheme, order, block_size=self.block_size)
         damped = nearest_plane(columns, factor, choice, block_size=self.block_size)
-        error = (damped - factor.shift * columns.square().sum(0)).clamp_min_(0)
-        packed = choice.packed(dtype)
-        plain = grid.search(weight, scheme, "minmax", dtype=dtype)
-        rounding, _ = grid.round_to(weight, plain, scheme, dtype=dtype)
+        clipped, codes = choice.clipped, choice.codes()
+        errors, added = restored(columns, order), restored(factor.added, order)
+        for _ in range(self.sweeps):
+            gain, clipped = descend(errors, codes, hessian, added, dtype=dtype)
+            damped -= gain
+        groups = torch.stack([cost[columns].sum() for columns in codes.groups])
         return Solution(
-            packed=packed,
-            error=error,
-            rounding=grid.output_error(weight - rounding.dequantize(weight.dtype), stats.hessian),
-            reference=grid.output_error(weight, stats.hessian),
-            predicted=_predicted(found, scheme, factor),
-            clipped=choice.clipped,
+            packed=codes.packed(scheme, dtype),
+            error=undamped(damped, errors, added),
+            rounding=rounding,
+            reference=reference,
+            predicted=found.scale.square() @ groups / 12,
+            clipped=clipped,
             damp=factor.damp,
         )
 
 
-def _predicted(found: Grid, scheme: Scheme, factor: Factor) -> Tensor:
-    group = grid.group_of(factor.order.shape[0], scheme, factor.order.device)[factor.order]
-    share = factor.pivots.new_zeros(found.scale.shape[1]).index_add_(0, group, factor.pivots)
-    return found.scale.square() @ share / 12
+def _joined(parts: Sequence[Solution]) -> Solution:
+    """Put solutions of successive rows together."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+        whole = [value for value in values if value is not None]
+        return torch.cat(whole) if whole else None
+
+    first = parts[0]
+    return replace(
+        first,
+        packed=PackedTensor(
+            torch.cat([part.packed.codes for part in parts]),
+            torch.cat([part.packed.scale for part in parts]),
+            joined([part.packed.zero_point for part in parts]),
+            first.packed.scheme,
+        ),
+        error=torch.cat([part.error for part in parts]),
+        rounding=torch.cat([part.rounding for part in parts]),
+        reference=torch.cat([part.reference for part in parts]),
+        predicted=joined([part.predicted for part in parts]),
+        clipped=torch.cat([part.clipped for part in parts]),
+    )

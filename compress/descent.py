@@ -1,0 +1,93 @@
+"""Coordinate descent on a quantized weight: what nearest plane left, group by group.
+
+Nearest plane never goes back; this does. For one group of columns after the other, with all other
+columns as they are, the group's scale is set to the one that fits its codes best (one division),
+and each code to the best one, given all the others. The error under the damped Hessian falls or
+stays at each step, so sweeps may stop anywhere.
+
+The gradient of a block comes from one product with all errors; within it the same recursion as in
+nearest plane applies, in units of codes.
+
+Papers: descent on codes is that of QuantEase, arXiv:2309.01885; the scale's closed form is ordinary
+least squares.
+"""
+
+import torch
+from torch import Tensor
+
+from unicomp.compress.babai import Codes, walk
+from unicomp.compress.grid import stored
+
+
+def descend(
+    errors: Tensor, state: Codes, hessian: Tensor, added: Tensor, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Sweep once over all groups, changing codes, scales and errors in place.
+
+    errors   [in, rows], target minus dequantized
+    added    [in], the damping of each column
+    dtype    what scales are stored in
+    returns  what the squared error under the damped Hessian fell by, float [rows], and how many
+             codes were held at the end of the range, int64 [rows]
+    """
+    gain = errors.new_zeros(errors.shape[1])
+    clipped = torch.zeros(errors.shape[1], dtype=torch.int64, device=errors.device)
+    for index, columns in enumerate(state.groups):
+        block = errors[columns]
+        own = hessian[columns, columns].clone()
+        own.diagonal().add_(added[columns])
+        codes = state.codes[columns].to(errors.dtype)
+        low, high = errors.new_tensor(state.low), errors.new_tensor(state.high)
+        if state.zero is not None:
+            codes -= state.zero[index]
+            low, high = low - state.zero[index], high - state.zero[index]
+        slope = torch.addcmul(hessian[columns] @ errors, added[columns, None], block)
+        gain += _refit(state.scale[index], block, slope, codes, own, dtype)
+        scale = state.scale[index]
+        cost = own.diagonal().clone()
+        slope /= cost[:, None] * scale
+        step = torch.empty_like(block)
+        walk(slope, step, own / cost[:, None], _Nearest(codes, low, high), 0)
+        block.addcmul_(step, scale)
+        gain -= (cost @ (2 * slope + step).mul_(step)) * scale.square()
+        raw = (codes + slope).round_()
+        clipped += ((raw < low) | (raw > high)).sum(0)
+        codes -= step
+        if state.zero is not None:
+            codes += state.zero[index]
+        state.codes[columns] = codes.to(torch.int8)
+    return gain, clipped
+
+
+class _Nearest:
+    """Each code becomes the one that is best with all others as they are."""
+
+    def __init__(self, codes: Tensor, low: Tensor, high: Tensor) -> None:
+        self._codes, self._low, self._high = codes.unbind(0), low, high
+
+    def pick(self, step: int, target: Tensor, column: Tensor) -> None:
+        """Choose; target is the slope in units of codes, column becomes old minus new code."""
+        old = self._codes[step]
+        torch.add(old, target, out=column).round_()
+        torch.clamp(column, self._low, self._high, out=column)
+        torch.sub(old, column, out=column)
+
+    def close(self, start: int, stop: int) -> None:
+        """Nothing to keep."""
+
+
+def _refit(
+    scale: Tensor, block: Tensor, slope: Tensor, codes: Tensor, own: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Fit one group's scale to its codes in place, where that helps; return what it gained."""
+    pull = own @ codes
+    down = (codes * slope).sum(0)
+    bend = (codes * pull).sum(0)
+    wanted = scale + down / bend.clamp_min(torch.finfo(bend.dtype).tiny)
+    step = stored(wanted.clamp(scale / 2, scale * 2), dtype) - scale
+    gain = step * (2 * down - bend * step)
+    step = torch.where(gain > 0, step, 0.0)
+    scale += step
+    block.addcmul_(codes, step, value=-1)
+    slope.addcmul_(pull, step, value=-1)
+    return gain.clamp_min_(0)
