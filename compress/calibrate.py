@@ -11,9 +11,11 @@ Differs: Hessians are means of x.xT (GPTQ's code has a factor 2, which cancels);
 float32, whatever the checkpoint's dtype.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from unicomp.compress.method import Need, Stats
+from unicomp.compress.method import Stats
 from unicomp.errors import CheckpointError
 from unicomp.models import Layer, Linear, Model, Part
 
@@ -58,7 +60,7 @@ class HiddenStates:
         with self.path.open("rb", buffering=0) as file:
             for start in range(0, windows, size):
                 batch = torch.empty(min(size, windows - start), seq_len, width)
-                view = memoryview(batch.numpy()).cast("B")
+                view = _bytes(batch)
                 while view:
                     got = file.readinto(view)
                     if not got:
@@ -74,10 +76,9 @@ class HiddenStates:
         crc = 0
         with self.path.open("wb", buffering=0) as file:
             for batch in batches:
-                view = memoryview(batch.contiguous().numpy()).cast("B")
+                view = _bytes(batch)
                 crc = zlib.crc32(view, crc)
-                while view:
-                    view = view[file.write(view) :]
+                _write_all(file, view)
         return crc
 
     def crc32(self) -> int | None:
@@ -89,6 +90,16 @@ class HiddenStates:
             while chunk := file.read(1 << 22):
                 crc = zlib.crc32(chunk, crc)
         return crc
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor; of its own memory if it is contiguous."""
+    return memoryview(cast(Any, tensor.contiguous().numpy())).cast("B")
+
+
+def _write_all(file: FileIO, view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]
 
 
 class _Recorder(nn.Module):
@@ -114,7 +125,9 @@ class _Recorder(nn.Module):
 class _Experts(nn.ModuleList):
     """The experts of a layer as separate linears, so that each has an input of its own."""
 
-    def __init__(self, count: int, names: tuple[str, str, str], activation: Callable[..., Any]):
+    def __init__(
+        self, count: int, names: tuple[str, str, str], activation: Callable[[Tensor], Tensor]
+    ):
         super().__init__()
         self._names = names
         self.__dict__["activation"] = activation  # a module, but none of the experts
@@ -128,9 +141,9 @@ class _Experts(nn.ModuleList):
             if not token.numel():
                 continue
             expert = cast(nn.ModuleDict, module)
-            gate, up, down = (expert[name] for name in self._names)
+            gate, up, down = (cast(nn.Linear, expert[name]) for name in self._names)
             states = hidden[token]
-            states = down(self.activation(gate(states)) * up(states))
+            states = down(self.__dict__["activation"](gate(states)) * up(states))
             total.index_add_(0, token, states * top_k_weights[token, slot, None])
         return total
 
@@ -182,7 +195,7 @@ class Decoder:
             stack[index] = recorder
         held = self._load_outside(base, torch.unique(ids))
         try:
-            for batch in ids.split(self.batch):
+            for batch in torch.split(ids, self.batch):
                 base(input_ids=batch, use_cache=False)
                 seen = [cast(Any, recorder.seen) for recorder in recorders]
                 self._calls[len(batch)] = [_Call(args, kwargs) for _, args, kwargs in seen]
@@ -278,6 +291,33 @@ class Decoder:
         call = self._calls[len(states)][layer.index]
         return cast(Tensor, module(states, *call.args, **call.kwargs))
 
+    def record(
+        self,
+        layer: Layer,
+        module: nn.Module,
+        states: HiddenStates,
+        after: HiddenStates,
+        inputs: Mapping[str, HiddenStates],
+    ) -> int:
+        """Run the uncompressed layer over all windows, keeping what some linears read.
+
+        states  the layer's inputs; `after` is written: its outputs
+        inputs  inner name of a linear -> where its inputs are written
+        returns  crc32 of `after`
+        """
+        with contextlib.ExitStack() as stack:
+            for inner, target in inputs.items():
+                file = stack.enter_context(target.path.open("wb", buffering=0))
+
+                def keep(_: nn.Module, args: tuple[Any, ...], file: FileIO = file) -> None:
+                    _write_all(file, _bytes(args[0].float()))
+
+                handle = module.get_submodule(inner).register_forward_pre_hook(keep)
+                stack.callback(handle.remove)
+            return after.write(
+                self.forward(module, layer, batch) for batch in states.batches(self.batch)
+            )
+
     @torch.no_grad()
     def statistics(
         self,
@@ -285,29 +325,24 @@ class Decoder:
         module: nn.Module,
         shared: Sequence[Sequence[Linear]],
         states: HiddenStates,
-        original: tuple[nn.Module, HiddenStates] | None = None,
+        original: HiddenStates | None = None,
     ) -> list[Stats]:
         """Gather what is known of the inputs that each of `shared` reads, over all windows.
 
         module    the layer as compressed so far
         shared    linears that read one input, from one step of the layer; often just one such tuple
         states    the layer's inputs from the compressed layers before it
-        original  the uncompressed layer and its own inputs, where the cross statistic is wanted
+        original  what the one of `shared` reads in the uncompressed model, where the cross
+                  statistic is wanted; never for experts, whose routes may differ
         """
         totals = [_Moments(linears[0].shape[1], original is not None) for linears in shared]
-        pairs = [(states, module)] if original is None else [(original[1], original[0])]
-        if original is not None:
-            pairs.append((states, module))
-        streams = [stream.batches(self.batch) for stream, _ in pairs]
-        for batches in zip(*streams, strict=True):
-            inputs = [
-                self._inputs(layer, run, shared, batch)
-                for (_, run), batch in zip(pairs, batches, strict=True)
-            ]
+        others = None if original is None else original.batches(self.batch)
+        for batch in states.batches(self.batch):
+            found = self._inputs(layer, module, shared, batch)
+            other = None if others is None else next(others)
             for position, total in enumerate(totals):
-                seen = [found.get(position) for found in inputs]
-                if seen[-1] is not None:
-                    total.add(seen[-1], seen[0] if original is not None else None)
+                if position in found:
+                    total.add(found[position], other)
         return [total.stats() for total in totals]
 
     def _inputs(
@@ -362,10 +397,8 @@ class _Moments:
         for start in range(0, inputs.shape[1], self.STRIP):
             strip = inputs[:, start : start + self.STRIP]
             self.second[start : start + self.STRIP, start:].addmm_(strip.T, inputs[:, start:])
-        if self.cross is not None:
-            if original is None or original.shape != inputs.shape:
-                return  # an expert that the two models route differently: no pairs to compare
-            self.cross.addmm_((original.float() - inputs).T, inputs)
+        if self.cross is not None and original is not None:
+            self.cross.addmm_((original.reshape(inputs.shape) - inputs).T, inputs)
 
     def stats(self) -> Stats:
         """Return the means."""
@@ -379,8 +412,6 @@ class _Moments:
         if self.cross is not None:
             self.cross /= tokens
         return Stats(self.tokens, self.second, self.cross)
-
-
 
 
 def read_weight(weights: Weights, linear: Linear) -> Tensor:

@@ -8,7 +8,6 @@ An expert that saw too few calibration tokens is rounded to nearest instead: its
 would be those of a handful of tokens, and compensating for them spoils all others.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unicomp.compress.calibrate import Decoder, HiddenStates, Weights, read_weight
-from unicomp.compress.method import Need, QuantizeMethod, Solution, Stats
+from unicomp.compress.method import QuantizeMethod, Solution, Stats
 from unicomp.compress.quantize.rtn import Rtn
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear
@@ -38,46 +37,48 @@ class Solved:
     fallback: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """Where a layer's inputs come from and how they are gathered.
-
-    states          inputs from the quantized layers before it
-    original        inputs from the uncompressed layers before it, where a method asks for CROSS
-    hessian_bytes   most memory that the statistics of one pass may take; experts go in several
-    """
-
-    states: HiddenStates
-    original: HiddenStates | None
-    hessian_bytes: int
-
-
 def quantize_layer(
     decoder: Decoder,
     layer: Layer,
     module: nn.Module,
-    streams: Streams,
+    states: HiddenStates,
+    original: Mapping[str, HiddenStates],
     method: QuantizeMethod,
     schemes: Mapping[str, Scheme],
     scale_dtype: torch.dtype,
+    moments: int,
 ) -> Iterator[Solved]:
     """Quantize a loaded layer in place, yielding each linear as it is done.
 
-    module   the layer with its weights; holds the dequantized ones afterwards
-    schemes  full module name -> how it is quantized; other linears stay as they are
+    module    the layer with its weights; holds the dequantized ones afterwards
+    states    its inputs from the quantized layers before it
+    original  inner name of the first linear of a step -> what it reads in the uncompressed model,
+              where the method asks for CROSS (`compared`)
+    schemes   full module name -> how it is quantized; other linears stay as they are
+    moments   most bytes that the statistics of one pass may take; experts go in several passes
     """
-    original = None
-    if streams.original is not None:
-        original = (copy.deepcopy(module), streams.original)
     for step in layer.steps:
         wanted = [shared for shared in step if any(one.module in schemes for one in shared)]
-        for some in _passes(wanted, streams.hessian_bytes, original is not None):
-            gathered = decoder.statistics(layer, module, some, streams.states, original)
+        for some in _passes(wanted, moments):
+            other = original.get(some[0][0].inner)
+            gathered = decoder.statistics(layer, module, some, states, other)
             for shared, stats in zip(some, gathered, strict=True):
                 for solved in _solve(module, shared, stats, method, schemes, scale_dtype):
                     packed = solved.solution.packed
                     decoder.replace(module, solved.linear, packed.dequantize())
                     yield solved
+
+
+def compared(layer: Layer, schemes: Mapping[str, Scheme]) -> dict[str, int]:
+    """Return, for the cross statistic, inner name -> columns of each input that is compared.
+
+    Experts are left out: a token may take another route in the uncompressed model.
+    """
+    return {
+        step[0][0].inner: step[0][0].shape[1]
+        for step in layer.steps
+        if step[0][0].expert is None and any(one.module in schemes for one in step[0])
+    }
 
 
 def round_layer(
@@ -96,14 +97,12 @@ def round_layer(
             yield Solved(linear, solution, 0, None)
 
 
-def _passes(
-    shared: Sequence[tuple[Linear, ...]], limit: int, cross: bool
-) -> Iterator[list[tuple[Linear, ...]]]:
+def _passes(shared: Sequence[tuple[Linear, ...]], limit: int) -> Iterator[list[tuple[Linear, ...]]]:
     """Split inputs so that each pass's second moments fit the limit; one input always goes."""
     some: list[tuple[Linear, ...]] = []
     used = 0
     for linears in shared:
-        size = moment_bytes(linears[0].shape[1], cross)
+        size = moment_bytes(linears[0].shape[1])
         if some and used + size > limit:
             yield some
             some, used = [], 0
@@ -113,8 +112,8 @@ def _passes(
         yield some
 
 
-def moment_bytes(columns: int, cross: bool) -> int:
-    """Return the bytes that one input's statistics take."""
+def moment_bytes(columns: int, cross: bool = False) -> int:
+    """Return the bytes that one input's statistics take, with the cross statistic or without."""
     return 4 * columns * columns * (2 if cross else 1)
 
 
@@ -180,8 +179,3 @@ def rows(solution: Solution, start: int, stop: int) -> Solution:
         clipped=solution.clipped[cut],
         damp=solution.damp,
     )
-
-
-def needs_forward(method: QuantizeMethod) -> bool:
-    """Tell whether a method needs calibration text at all."""
-    return bool(method.needs & {Need.HESSIAN, Need.CROSS})

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unicomp.compress.layerwise import moment_bytes, solver_bytes
+from unicomp.compress.layerwise import compared, moment_bytes, solver_bytes
 from unicomp.compress.method import Need, QuantizeMethod
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.score import LONGEST
@@ -30,13 +30,26 @@ BATCH_TOKENS = 4096
 LIVE_ACTIVATIONS = 6
 
 
-def hidden_bytes(recipe: Recipe, method: QuantizeMethod, dense: DenseSource) -> int:
-    """Return what the hidden states take on disk: a layer's input and output, per stream."""
-    if not method.needs or recipe.calibration is None:
+def hidden_bytes(
+    recipe: Recipe,
+    method: QuantizeMethod,
+    dense: DenseSource,
+    model: Model,
+    schemes: Mapping[str, Scheme],
+) -> int:
+    """Return what states of all windows take on disk at once.
+
+    A layer's input and output; where the uncompressed model runs beside, twice that and what its
+    linears read.
+    """
+    if not method.wants() or recipe.calibration is None:
         return 0
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
-    streams = 2 if Need.CROSS in method.needs else 1
-    return 2 * streams * tokens * hidden_size(dense.config) * 4
+    columns = 2 * hidden_size(dense.config)
+    if Need.CROSS in method.wants():
+        kept = max(sum(compared(layer, schemes).values()) for layer in model.layers)
+        columns += columns + kept
+    return tokens * columns * 4
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:
@@ -71,18 +84,18 @@ def memory(
         return max((scoring, rest[0]), key=lambda parts: sum(parts.values())), *rest[1:]
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
-    if not method.needs or recipe.calibration is None:
+    if not method.wants() or recipe.calibration is None:
         parts = {"imports": IMPORTS, "solver": solver_bytes(*_widest(model, schemes))}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
         return parts, 1, 0
-    cross = Need.CROSS in method.needs
+    cross = Need.CROSS in method.wants()
     seq_len, samples = recipe.calibration.seq_len, recipe.calibration.samples
     inputs = [
         shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
     ]
     together = max(
-        sum(moment_bytes(shared[0].shape[1], cross) for shared in step)
+        sum(moment_bytes(s[0].shape[1], cross and s[0].expert is None) for s in step)
         for layer in model.layers
         for step in layer.steps
     )
@@ -90,7 +103,7 @@ def memory(
     widest = max(max(linear.shape) for linear in model.linears())
     fixed = {
         "imports": IMPORTS,
-        "weights": largest * (2 if cross else 1),
+        "weights": largest,
         "solver": solver_bytes(*_widest(model, schemes)),
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
     }
@@ -100,7 +113,7 @@ def memory(
         heads = int(dense.config.get("num_attention_heads", dense.config.get("n_head", 1)))
         attention = batch * heads * seq_len * seq_len * 4
         live = LIVE_ACTIVATIONS * tokens * widest * 4 + attention
-        return fixed | {"statistics": moments, "activations": live * (2 if cross else 1)}
+        return fixed | {"statistics": moments, "activations": live}
 
     best = max(1, min(samples, BATCH_TOKENS // seq_len))
     options = [(best, min(together, max(least, 4 << 30)))]
@@ -157,7 +170,7 @@ def operations(
 ) -> float:
     """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
     tokens = 0
-    if method.needs and recipe.calibration is not None:
+    if method.wants() and recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.seq_len
     chosen = int(dense.config.get("num_experts_per_tok") or 1)
     total = 0.0

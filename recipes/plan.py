@@ -19,7 +19,7 @@ import torch
 
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.compress.method import QuantizeMethod
-from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels import format as formats
 from unicomp.kernels.dense import DenseSource, open_dense
@@ -285,7 +285,7 @@ def plan(
         batch=batch,
         moment_bytes=moments,
         memory=parts,
-        disk_bytes=out + hidden_bytes(recipe, method, dense),
+        disk_bytes=out + hidden_bytes(recipe, method, dense, description, schemes),
         operations=products,
         seconds=products / rate,
         basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
@@ -384,6 +384,12 @@ def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
 
 def _linear(dense: DenseSource, model: Model, linear: Linear, settled: Settled) -> Fate:
     stored = dense.tensors[linear.part.tensor]
+    if not DTYPES[stored.dtype].is_floating_point:
+        raise CheckpointError(
+            f"tensor `{linear.part.tensor}` of dtype `{stored.dtype}` is no weight",
+            hint="config.json has no `quantization_config` that says what these integers mean; "
+            "use the original checkpoint",
+        )
     size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
     scheme = settled.schemes[linear.module]
     why = settled.why.get(linear.module)

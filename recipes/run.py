@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unicomp import __version__, machine, manifest, text
 from unicomp.compress.calibrate import Decoder, HiddenStates, read_part
-from unicomp.compress.layerwise import Solved, Streams, quantize_layer, round_layer
+from unicomp.compress.layerwise import Solved, compared, quantize_layer, round_layer
 from unicomp.compress.method import Need
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.evaluate import scores
@@ -143,7 +143,7 @@ def run(
 
 def _calibration(plan: Plan) -> _Calibration | None:
     wanted = plan.recipe.calibration
-    if not plan.method.needs or wanted is None:
+    if not plan.method.wants() or wanted is None:
         return None
     tokenizer = text.tokenizer(plan.source.folder)
     found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
@@ -185,7 +185,6 @@ def _fingerprint(
         "source": sha256(repr(sorted(hashes.items())).encode()).hexdigest(),
         "calibration": sha256(ids).hexdigest(),
         "batch": plan.batch,
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
@@ -317,7 +316,7 @@ def _embed(work: _Work, decoder: Decoder, streams: dict[str, HiddenStates]) -> N
 
 
 def _stream_names(work: _Work) -> list[str]:
-    return ["states", "original"] if Need.CROSS in work.plan.method.needs else ["states"]
+    return ["states", "original"] if Need.CROSS in work.plan.method.wants() else ["states"]
 
 
 def _need(work: _Work) -> _Calibration:
@@ -405,16 +404,30 @@ def _statistics_layer(
     module = decoder.load(layer)
     last = layer.index + 1 == len(plan.model.layers)
     after = {name: _states(work, name, layer.index + 1) for name in streams}
-    if "original" in streams and not last:
-        batches = streams["original"].batches(plan.batch)
-        crcs["original"] = after["original"].write(
-            decoder.forward(module, layer, batch) for batch in batches
+    original: dict[str, HiddenStates] = {}
+    if "original" in streams:
+        windows, seq_len, _ = streams["original"].shape
+        original = {
+            inner: HiddenStates(work.journal.folder / f"{inner}.bin", (windows, seq_len, columns))
+            for inner, columns in compared(layer, plan.schemes).items()
+        }
+        crcs["original"] = decoder.record(
+            layer, module, streams["original"], after["original"], original
         )
-    inputs = Streams(streams["states"], streams.get("original"), plan.moment_bytes)
     for solved in quantize_layer(
-        decoder, layer, module, inputs, plan.method, plan.schemes, plan.scale_dtype
+        decoder,
+        layer,
+        module,
+        streams["states"],
+        original,
+        plan.method,
+        plan.schemes,
+        plan.scale_dtype,
+        plan.moment_bytes,
     ):
         report(solved)
+    for kept in original.values():
+        kept.path.unlink()
     if not last:
         batches = streams["states"].batches(plan.batch)
         crcs["states"] = after["states"].write(

@@ -357,7 +357,9 @@ def _expert_steps(names: _Names, index: int) -> list[tuple[tuple[Linear, ...], .
         if names.find(f"{root}.mlp.down_proj.weight") is not None:
             return []  # a dense layer among sparse ones (qwen3_moe's mlp_only_layers)
         names.need(f"{root}.{experts.disk}.0.{gate}.weight")
-    router = names.need(names.disk(index, experts.router) + ".weight")
+    # A file in the layout of memory names the router as the model does.
+    router = names.find(f"{root}.{experts.router}.weight")
+    router = router or names.need(names.disk(index, experts.router) + ".weight")
     count = names.tensors[router].shape[0]
     first: list[tuple[Linear, ...]] = []
     second: list[tuple[Linear, ...]] = []

@@ -89,7 +89,7 @@ def test_statistics_are_the_second_moments_of_the_inputs(
         seen: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(step))}
         handles = [
             module.get_submodule(linears[-1].inner).register_forward_pre_hook(
-                lambda m, a, i=i: seen[i].append(a[0].reshape(-1, a[0].shape[-1]).double())
+                lambda m, a, kept=seen[i]: kept.append(a[0].reshape(-1, a[0].shape[-1]).double())
             )
             for i, linears in enumerate(step)
         ]
@@ -109,25 +109,36 @@ def test_statistics_are_the_second_moments_of_the_inputs(
 def test_cross_statistic_is_zero_for_equal_models_and_not_for_others(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The cross moment compares the two streams pair by pair."""
+    """The cross moment compares what a linear reads here and in the uncompressed layer."""
     folder = tiny_model("llama")
-    ids = torch.randint(4, 60, (4, 16), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(4, 60, (5, 16), generator=torch.Generator().manual_seed(3))
     model, decoder = opened(folder)
-    _, other = opened(folder)
     layer = model.layers[0]
-    step = layer.steps[-1]
-    module, original = decoder.load(layer), other.load(layer)
-    width = layer.steps[0][0][0].shape[1]
-    states = HiddenStates(tmp_path / "0", (4, 16, width))
+    (down,) = layer.steps[-1][0]
+    module = decoder.load(layer)
+    states = HiddenStates(tmp_path / "0", (5, 16, layer.steps[0][0][0].shape[1]))
     states.write(decoder.embed(ids))
-    (same,) = decoder.statistics(layer, module, step, states, (original, states))
+    after = HiddenStates(tmp_path / "1", states.shape)
+    kept = HiddenStates(tmp_path / "down", (5, 16, down.shape[1]))
+    assert decoder.record(layer, module, states, after, {down.inner: kept}) == after.crc32()
+    (same,) = decoder.statistics(layer, module, layer.steps[-1], states, kept)
     assert same.cross is not None
     assert same.cross.abs().max() == 0
-    linear = layer.steps[2][0][0]
-    decoder.replace(module, linear, decoder.weight(linear) * 1.5)
-    (moved,) = decoder.statistics(layer, module, step, states, (original, states))
+    up = layer.steps[2][0][0]
+    decoder.replace(module, up, decoder.weight(up) * 1.5)
+    (moved,) = decoder.statistics(layer, module, layer.steps[-1], states, kept)
+    seen: list[torch.Tensor] = []
+    module.get_submodule(down.inner).register_forward_pre_hook(
+        lambda m, args: seen.append(args[0].reshape(-1, down.shape[1]).double())
+    )
+    for batch in states.batches(2):
+        decoder.forward(module, layer, batch)
+    inputs = torch.cat(seen)
+    before = torch.cat(list(kept.batches(5))).reshape(inputs.shape).double()
+    expected = (before - inputs).T @ inputs / len(inputs)
     assert moved.cross is not None
-    assert moved.cross.abs().max() > 1e-3
+    assert torch.allclose(moved.cross.double(), expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().max() > 1e-3
 
 
 def test_not_finite_weights_are_named(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

@@ -106,6 +106,20 @@ def test_other_widths_load_whole(
     assert close(stock(tmp_path / "out", ids), ours(tmp_path / "out", ids))
 
 
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
+def test_experts_from_3d_tensors_are_packed_alike(
+    arch: str, tiny_model: Callable[..., Path], tiny_text: Path, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """A file that holds experts as transformers does gives the codes of one that does not."""
+    options = {"bits": 4, "group_size": -1}
+    logits = []
+    for fused in (False, True):
+        model = tiny_model(arch, fused_experts=fused)
+        run(planned(model, tiny_text, "gptq", [], **options), tmp_path / str(fused))
+        logits.append(stock(tmp_path / str(fused), ids))
+    assert torch.equal(*logits)
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "mixtral"])
 def test_asymmetric_loads_whole(
     arch: str, tiny_model: Callable[..., Path], tiny_text: Path, ids: torch.Tensor, tmp_path: Path
