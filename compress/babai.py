@@ -129,7 +129,6 @@ class Rounding:
         self._low, self._high = (found.low, found.high) if clip else (-128, 127)
         self._group = group_of(order.shape[0], scheme, order.device)[order].tolist()
         self._scale = found.scale.T.contiguous().unbind(0)
-        self._inverse = found.scale.T.reciprocal().contiguous().unbind(0)
         self._zero = None if found.zero is None else found.zero.T.contiguous().unbind(0)
         self._raw = found.scale.new_empty(min(block_size, order.shape[0]), rows)
         self._kept = torch.empty_like(self._raw)
@@ -141,15 +140,17 @@ class Rounding:
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
         """Round the target."""
         group = self._group[step]
-        raw, kept = self._raws[step - self._start], self._kepts[step - self._start]
+        scale, at = self._scale[group], step - self._start
+        raw, kept = self._raws[at], self._kepts[at]
         if self._zero is None:
-            torch.mul(target, self._inverse[group], out=raw).round_()
+            torch.div(target, scale, out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
-            column.addcmul_(kept, self._scale[group], value=-1)
+            column.addcmul_(kept, scale, value=-1)
         else:
-            torch.addcmul(self._zero[group], target, self._inverse[group], out=raw).round_()
+            zero = self._zero[group]
+            torch.addcdiv(zero, target, scale, out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
-            column.addcmul_(kept - self._zero[group], self._scale[group], value=-1)
+            column.addcmul_(kept - zero, scale, value=-1)
 
     def close(self, start: int, stop: int) -> None:
         """Keep the codes of a block."""
