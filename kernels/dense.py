@@ -304,7 +304,11 @@ class _CompressedTensors(_Family):
             if order:
                 index = self.read(order)
                 group = index.long() if int(index.min()) >= 0 else None  # -1: never filled in
-            return _scaled(weight, scale, zero, place, along, group).to(DTYPES[self.dtype])
+            dense = _scaled(weight, scale, zero, place, along, group)
+            if self.config.get("dequantize") or ".experts." in module:
+                # These transformers 5 dequantizes before it converts: in the scale's own dtype.
+                dense = dense.to(scale.dtype)
+            return dense.to(DTYPES[self.dtype])
 
         present = [f"{module}.{name}" for name in names]
         present = [name for name in present if name in self.checkpoint.tensors]

@@ -100,8 +100,8 @@ def test_other_widths_load_whole(
     ids: torch.Tensor,
     tmp_path: Path,
 ) -> None:
-    """2, 3 and 8 bits, a group that does not divide every width, two shards."""
-    model = tiny_model(arch, shard_size="40KB")
+    """2, 3 and 8 bits, a group that does not divide every width, shards, bfloat16 as float32."""
+    model = tiny_model(arch, shard_size="40KB", dtype=torch.bfloat16)
     run(planned(model, tiny_text, "rtn", [], bits=bits, group_size=32), tmp_path / "out")
     assert close(stock(tmp_path / "out", ids), ours(tmp_path / "out", ids))
 
