@@ -316,7 +316,10 @@ def test_readme_shows_what_was_measured(script: Callable[[str], Any]) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["results"]
     by_name = {(entry["model"], entry["bits"]): entry for entry in results}
-    assert measure.table([by_name["builtin:tinyworld", 16]]) in readme
+    again = by_name["out/tinyworld", 16]
+    assert again["training"]["steps"] == 1848
+    assert again["sha256"] != by_name["builtin:tinyworld", 16]["sha256"]
+    assert measure.table([by_name["builtin:tinyworld", 16], again]) in readme
     others = [("builtin:tinyworld", bits) for bits in (4, 3, 2)]
     others += [("builtin:tinyworld-pirate", 16), ("builtin:tinyworld-moe", 16)]
     assert measure.table([by_name[key] for key in others]) in readme
