@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import statistics
@@ -260,7 +261,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--peer-batch-size", type=int, default=1)
     parser.add_argument("--peer-dtype", default="auto", help="what the peer loads the model as")
-    parser.add_argument("--ours", nargs="*", default=[], help="more options of `unicomp quantize`")
+    parser.add_argument(
+        "--ours",
+        type=shlex.split,
+        default=[],
+        help="more options, as --ours='--drift 0 --sweeps 0'",
+    )
     parser.add_argument("--out", type=Path, help="JSON file; default: in benchmarks/results")
     return parser.parse_args()
 
@@ -279,7 +285,8 @@ def main() -> None:
     errors: dict[str, Any] = {}
     for number in range(1, options.rounds + 1):
         for side, command in sides.items():
-            shutil.rmtree(work / side, ignore_errors=True)
+            for left in (work / side, work / f"{side}.partial"):  # a resumed run would be no run
+                shutil.rmtree(left, ignore_errors=True)
             load = os.getloadavg()[0]
             figures = measured(command, work / f"{side}.log")
             rounds[side].append(figures | {"load_before": load})
@@ -304,6 +311,7 @@ def main() -> None:
         "model": SIZES[options.size] | {"vocab_size": VOCAB, "dtype": options.dtype},
         "calibration": {"samples": SAMPLES, "seq_len": SEQ_LEN},
         "heldout": {"samples": HELDOUT, "seq_len": SEQ_LEN},
+        "our_options": options.ours,
         "sides": {side: summary(rounds[side]) | {"error": errors[side]} for side in sides},
     }
     from unicomp import machine
