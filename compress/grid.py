@@ -25,6 +25,7 @@ from unicomp.kernels.packed import PackedTensor, Scheme
 Search = Literal["minmax", "mse", "absmean"]
 
 SPANS = 8
+BEYOND = 0.3  # of a code, in the widest span: at 0 the extreme weight would lie between two codes
 POLISH = 2
 CHUNK = 1 << 18  # weights at a time: scratch stays in a core's cache
 
@@ -85,7 +86,7 @@ def search(
     low, high = scheme.code_range if codes is None else codes
     groups = scheme.groups(weight.shape[1])
     scale = weight.new_empty(weight.shape[0], groups)
-    zero = None if scheme.symmetric else torch.empty_like(scale)
+    zero = None if scheme.symmetric else torch.zeros_like(scale)
     for where, columns, part in grouped(weight, scheme):
         cost = None if importance is None else _cost(importance[columns], part)
         step = max(1, CHUNK // (part.shape[1] * part.shape[2]))
@@ -140,14 +141,16 @@ def _least_squares(
     `(sum w c)^2 / sum c c` what it takes off the error; that is what spans are compared by.
     """
     costly = part if cost is None else part * cost
-    ratio = _narrowest(high - low) ** (1 / (SPANS - 1))
+    widest = (high - low) / (high - low - 2 * BEYOND)
+    ratio = (_narrowest(high - low) / widest) ** (1 / (SPANS - 1))
     best = torch.full_like(scale, -1.0)
     best_scale, best_zero = scale.clone(), None if least is None else torch.zeros_like(scale)
     work, product = torch.empty_like(part), torch.empty_like(part)
     for trial in range(SPANS + POLISH):
         if trial < SPANS:
-            tried = scale * (ratio**trial)
-            zero = None if least is None else _zero(least * ratio**trial, tried, low, high)
+            share = widest * ratio**trial
+            tried = scale * share
+            zero = None if least is None else _zero(least * share, tried, low, high)
         else:
             tried, zero = best_scale, best_zero
         torch.mul(part, tried.reciprocal()[..., None], out=work).round_()
@@ -170,10 +173,10 @@ def _least_squares(
 
 def _narrowest(steps: int) -> float:
     """Return the least share of the full span that is worth trying; fewer codes, more clipping."""
-    for most, share in ((2, 0.15), (3, 0.25), (7, 0.4), (15, 0.5), (31, 0.6), (63, 0.7)):
+    for most, share in ((2, 0.15), (3, 0.25), (7, 0.4), (15, 0.5), (31, 0.7), (63, 0.8)):
         if steps <= most:
             return share
-    return 0.8
+    return 0.9
 
 
 def round_to(

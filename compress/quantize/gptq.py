@@ -75,27 +75,31 @@ class Gptq(QuantizeMethod):
         if key not in stats.memo:
             stats.memo[key] = factorise(stats.hessian, order=self.order, damp=self.damp)
         factor = cast(Factor, stats.memo[key])
-        rows = max(1, CHUNK // weight.shape[1])
         dtype = cast(torch.dtype, scale_dtype)
-        return _joined(
-            [
-                self._rows(part.to(stats.hessian.dtype), stats, factor, scheme, dtype)
-                for part in torch.split(weight, rows)
-            ]
-        )
+        parts = []
+        for part in torch.split(weight, max(1, CHUNK // weight.shape[1])):
+            part = part.to(stats.hessian.dtype)
+            target = part
+            if self.drift and stats.cross is not None:
+                many = weight.shape[0] >= weight.shape[1]
+                target = part + self.drift * _correction(part, stats, factor, (key, "drift"), many)
+            parts.append(self._rows(part, target, stats.hessian, factor, scheme, dtype))
+        return _joined(parts)
 
     def _grid(self, target: Tensor, scheme: Scheme, dtype: torch.dtype, cost: Tensor) -> Grid:
         return grid.search(target, scheme, self.scale_search, dtype=dtype, importance=cost)
 
     def _rows(
-        self, weight: Tensor, stats: Stats, factor: Factor, scheme: Scheme, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        target: Tensor,
+        hessian: Tensor,
+        factor: Factor,
+        scheme: Scheme,
+        dtype: torch.dtype,
     ) -> Solution:
-        order, hessian = factor.order, cast(Tensor, stats.hessian)
+        order = factor.order
         reference = factor.energy(ordered(weight, order))
-        target = weight
-        if self.drift and stats.cross is not None:
-            moved = factor.solve(ordered(weight @ stats.cross, order))
-            target = weight + self.drift * restored(moved, order).T
         plain = grid.search(target, scheme, "minmax", dtype=dtype)
         nearest, _ = grid.round_to(target, plain, scheme, dtype=dtype)
         rounding = factor.energy(ordered(target - nearest.dequantize(target.dtype), order))
@@ -119,6 +123,19 @@ class Gptq(QuantizeMethod):
             clipped=clipped,
             damp=factor.damp,
         )
+
+
+def _correction(weight: Tensor, stats: Stats, factor: Factor, key: object, many: bool) -> Tensor:
+    """Return `weight cross / H`: what would make up for all of the drift.
+
+    many  there are more rows than columns: `cross / H` is worked out once, under `key`
+    """
+    cross, order = cast(Tensor, stats.cross), factor.order
+    if not many:
+        return restored(factor.solve(ordered(weight @ cross, order)), order).T
+    if key not in stats.memo:
+        stats.memo[key] = restored(factor.solve(ordered(cross, order)), order).T
+    return weight @ cast(Tensor, stats.memo[key])
 
 
 def workspace_bytes(rows: int, columns: int) -> int:

@@ -116,6 +116,19 @@ def test_drift_is_made_up_for() -> None:
     assert best <= found < best + 0.02 * (lost[0] - best)
 
 
+def test_many_rows_and_few_get_the_same_correction() -> None:
+    weight, stats = problem(rows=100)
+    assert stats.hessian is not None
+    hessian = stats.hessian.double()
+    cross = 0.1 * torch.randn(72, 72, generator=torch.Generator().manual_seed(8)).double()
+    stats = Stats(stats.tokens, hessian, cross)
+    scheme = Scheme(4, 24)
+    many = Gptq().solve(weight, stats, scheme, scale_dtype=torch.bfloat16)
+    few = Gptq().solve(weight[:71], stats, scheme, scale_dtype=torch.bfloat16)
+    assert torch.equal(many.packed.codes[:71], few.packed.codes)
+    assert len(stats.memo) == 2
+
+
 def test_no_drift_is_no_correction_and_asks_for_no_cross_statistic() -> None:
     weight, stats = problem()
     assert stats.hessian is not None
