@@ -8,7 +8,9 @@ OUT ?= out/quickstart
 # The first that runs and is recent enough (a shim of that name may be there and not run).
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-PYTEST := $(BIN)/python -m pytest
+# One process a core, each with one thread: threads that wait for each other by spinning are slow
+# as soon as two processes share a core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: help setup demo test test-slow test-all lint format clean
 .DEFAULT_GOAL := help

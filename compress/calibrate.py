@@ -7,8 +7,14 @@ with every layer replaced by a recorder, and each layer is then called with what
 Within a layer the statistics are gathered step by step (q, k, v, then o, then gate and up, then
 down), so every linear is solved for inputs that the already compressed linears before it produce.
 
-Differs: Hessians are means of x.xT (GPTQ's code has a factor 2, which cancels); all products are
-float32, whatever the checkpoint's dtype.
+No product is computed twice. Steps come in pairs (`models.py`): what q, k and v give reaches the
+rest of the layer only through what o reads, and so with gate, up and down. What the second of a
+pair reads is kept in a file when its statistics are gathered; later passes read it from there, and
+the first of the pair then answers zeros, which nothing looks at.
+
+Differs: Hessians are means of x.xT (GPTQ's code has a factor 2, which cancels). States and sums are
+float32; the linears of a bfloat16 model multiply in bfloat16, as they will when the model is used,
+where the processor has instructions for it.
 """
 
 import contextlib
@@ -148,6 +154,15 @@ class _Experts(nn.ModuleList):
         return total
 
 
+class _HalfLinear(nn.Linear):
+    """A linear that multiplies in bfloat16 and speaks float32."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        bias = self._parameters["bias"]
+        product = nn.functional.linear(states.to(self.weight.dtype), self.weight).float()
+        return product if bias is None else product + bias
+
+
 class _InputsSeen(Exception):  # noqa: N818 - it is no error: it ends a forward pass early
     """Every input that was asked for has been seen."""
 
@@ -167,14 +182,26 @@ class Decoder:
     config   config.json, without any quantization_config
     weights  where plain weights are read from
     batch    windows that are computed together
+    scratch  folder for what the linears of a layer read
+    half     linears multiply in bfloat16
     """
 
     def __init__(
-        self, model: Model, config: Mapping[str, Any], weights: Weights, *, batch: int
+        self,
+        model: Model,
+        config: Mapping[str, Any],
+        weights: Weights,
+        *,
+        batch: int,
+        scratch: Path,
+        half: bool = False,
     ) -> None:
         self.model = model
         self.weights = weights
         self.batch = batch
+        self.scratch = scratch
+        self.half = half
+        self._kept: dict[str, HiddenStates] = {}
         settings = CONFIG_MAPPING[model.type].from_dict(dict(config))
         with init_empty_weights(include_buffers=False):
             skeleton = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
@@ -264,7 +291,10 @@ class Decoder:
         return module
 
     def release(self, layer: Layer) -> None:
-        """Give the layer's memory back."""
+        """Give the layer's memory back, and the disk that its linears' inputs took."""
+        for kept in self._kept.values():
+            kept.path.unlink(missing_ok=True)
+        self._kept = {}
         module = self._layers[layer.index]
         for child in module.modules():
             for leaf, value in list(child._parameters.items()):
@@ -283,6 +313,9 @@ class Decoder:
             if linear.expert is None:
                 raise _misshapen(linear.part.tensor, stored.shape, owner.weight.shape)
             owner.out_features, owner.in_features = stored.shape
+        if self.half and isinstance(owner, nn.Linear):
+            owner.__class__ = _HalfLinear
+            stored = stored.bfloat16()
         owner.weight = nn.Parameter(stored, requires_grad=False)
 
     @torch.no_grad()
@@ -337,13 +370,78 @@ class Decoder:
         """
         totals = [_Moments(linears[0].shape[1], original is not None) for linears in shared]
         others = None if original is None else original.batches(self.batch)
-        for batch in states.batches(self.batch):
-            found = self._inputs(layer, module, shared, batch)
-            other = None if others is None else next(others)
-            for position, total in enumerate(totals):
-                if position in found:
-                    total.add(found[position], other)
+        reach = next(i for i, step in enumerate(layer.steps) if shared[0] in step)
+        first = shared[0][0]
+        with contextlib.ExitStack() as stack:
+            turn = stack.enter_context(self._playing(layer, module, reach))
+            file = None
+            if first.expert is None and reach % 2:
+                kept = HiddenStates(
+                    self.scratch / f"kept-{first.inner}.bin", (*states.shape[:2], first.shape[1])
+                )
+                file = stack.enter_context(kept.path.open("wb", buffering=0))
+            for batch in states.batches(self.batch):
+                turn()
+                found = self._inputs(layer, module, shared, batch)
+                other = None if others is None else next(others)
+                if file is not None:
+                    _write_all(file, _bytes(found[0]))
+                for position, total in enumerate(totals):
+                    if position in found:
+                        total.add(found[position], other)
+        if file is not None:
+            self._kept[first.inner] = kept
         return [total.stats() for total in totals]
+
+    def outputs(
+        self, layer: Layer, module: nn.Module, states: HiddenStates, after: HiddenStates
+    ) -> int:
+        """Write the outputs of a layer as compressed to `after`; return the crc32 of its bytes."""
+
+        def batches(turn: Callable[[], None]) -> Iterator[Tensor]:
+            for batch in states.batches(self.batch):
+                turn()
+                yield self.forward(module, layer, batch)
+
+        with self._playing(layer, module, len(layer.steps)) as turn:
+            return after.write(batches(turn))
+
+    @contextlib.contextmanager
+    def _playing(self, layer: Layer, module: nn.Module, reach: int) -> Iterator[Callable[[], None]]:
+        """Let linears before the step `reach` read what was kept; call the result at each batch."""
+        streams: dict[str, Iterator[Tensor]] = {}
+        current: dict[str, Tensor] = {}
+        changed: list[nn.Module] = []
+
+        def read(target: nn.Module, inner: str) -> Callable[[Tensor], Tensor]:
+            plain = target.forward
+            return lambda given: cast(Tensor, plain(current[inner].reshape(given.shape)))
+
+        def silent(features: int) -> Callable[[Tensor], Tensor]:
+            return lambda given: given.new_zeros(*given.shape[:-1], features)
+
+        for index in range(1, reach, 2):
+            inner = layer.steps[index][0][0].inner
+            if inner not in self._kept:
+                continue
+            streams[inner] = self._kept[inner].batches(self.batch)
+            for linear in layer.steps[index][0]:
+                target = module.get_submodule(linear.inner)
+                target.__dict__["forward"] = read(target, inner)
+                changed.append(target)
+            for linear in layer.steps[index - 1][0]:
+                target = module.get_submodule(linear.inner)
+                target.__dict__["forward"] = silent(linear.shape[0])
+                changed.append(target)
+
+        def turn() -> None:
+            current.update((inner, next(stream)) for inner, stream in streams.items())
+
+        try:
+            yield turn
+        finally:
+            for target in changed:
+                del target.__dict__["forward"]
 
     def _inputs(
         self,

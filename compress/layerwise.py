@@ -163,7 +163,8 @@ def _weight(module: nn.Module, linear: Linear) -> Tensor:
     weight = module.get_submodule(linear.inner).weight
     if not isinstance(weight, Tensor):
         raise TypeError(f"{linear.inner} has no weight")
-    return weight.detach().T if linear.transposed else weight.detach()
+    weight = weight.detach().float()
+    return weight.T if linear.transposed else weight
 
 
 def rows(solution: Solution, start: int, stop: int) -> Solution:

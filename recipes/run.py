@@ -242,7 +242,14 @@ def _layers(work: _Work) -> None:
     streams: dict[str, HiddenStates] = {}
     decoder = None
     if work.calibration is not None:
-        decoder = Decoder(plan.model, plan.dense.config, plan.dense, batch=plan.batch)
+        decoder = Decoder(
+            plan.model,
+            plan.dense.config,
+            plan.dense,
+            batch=plan.batch,
+            scratch=work.journal.folder,
+            half=plan.dtype == "BF16" and machine.multiplies_bfloat16(),
+        )
         if not _recover(work, decoder, done, streams):
             work.show(Progress("prepare", 0, 0, "", note="hidden states are lost: starting over"))
             work.journal.restart()
@@ -429,10 +436,7 @@ def _statistics_layer(
     for kept in original.values():
         kept.path.unlink()
     if not last:
-        batches = streams["states"].batches(plan.batch)
-        crcs["states"] = after["states"].write(
-            decoder.forward(module, layer, batch) for batch in batches
-        )
+        crcs["states"] = decoder.outputs(layer, module, streams["states"], after["states"])
     decoder.release(layer)
     streams.update(after)
 

@@ -26,6 +26,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def multiplies_bfloat16() -> bool:
+    """Tell whether the processor has instructions for bfloat16 products."""
+    _, flags = _processor()
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
 def versions() -> dict[str, str]:
     """Return the releases of unicomp, Python and the libraries that computed."""
     found = {"unicomp": metadata.version("unicomp"), "python": platform.python_version()}

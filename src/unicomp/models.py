@@ -50,7 +50,9 @@ class Architecture:
     """One model type.
 
     layers    module path of the decoder layers in the causal model
-    steps     the linears of a layer in order of computation; a step's linears share one input
+    steps     the linears of a layer in order of computation; a step's linears share one input.
+              Steps come in pairs: what the first of a pair gives reaches the rest of the layer only
+              through what the second reads
     experts   the experts, which replace the last two steps in layers that have them
     disk      (module, disk) name pairs where a file names a part of a layer otherwise
     conv1d    weights are stored [in, out]

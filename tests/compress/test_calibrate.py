@@ -39,7 +39,7 @@ def opened(folder: Path, batch: int = 2) -> tuple[Model, Decoder]:
     files = Files(folder)
     config = json.loads((folder / "config.json").read_text())
     model = describe(config, files.shapes())
-    return model, Decoder(model, config, files, batch=batch)
+    return model, Decoder(model, config, files, batch=batch, scratch=folder)
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
@@ -104,6 +104,42 @@ def test_statistics_are_the_second_moments_of_the_inputs(
             expected = inputs.T @ inputs / len(inputs)
             assert torch.allclose(stats.hessian.double(), expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(2 * stats.hessian.double(), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_what_was_kept_stands_for_what_was_computed(
+    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """After each step is changed, statistics and outputs are those of a plain forward pass."""
+    folder = tiny_model(arch)
+    ids = torch.randint(4, 60, (5, 24), generator=torch.Generator().manual_seed(3))
+    model, decoder = opened(folder)
+    layer = model.layers[-1]
+    module = decoder.load(layer)
+    states = HiddenStates(tmp_path / "0", (5, 24, layer.steps[0][0][0].shape[1]))
+    states.write(decoder.embed(ids))
+    for step in layer.steps:
+        played = decoder.statistics(layer, module, step, states)
+        kept, decoder._kept = decoder._kept, {}
+        plain = decoder.statistics(layer, module, step, states)
+        decoder._kept = kept
+        for one, other in zip(played, plain, strict=True):
+            assert one.tokens == other.tokens
+            assert one.hessian is not None
+            assert other.hessian is not None
+            assert torch.allclose(one.hessian, other.hessian, rtol=1e-4, atol=1e-6)
+        for shared in step:
+            for linear in shared:
+                weight = decoder.weight(linear)
+                decoder.replace(module, linear, weight + 0.05 * torch.randn_like(weight))
+    after = HiddenStates(tmp_path / "1", states.shape)
+    decoder.outputs(layer, module, states, after)
+    assert decoder._kept
+    for batch, got in zip(states.batches(2), after.batches(2), strict=True):
+        wanted = decoder.forward(module, layer, batch)
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    decoder.release(layer)
+    assert not list(folder.glob("kept-*"))
 
 
 def test_cross_statistic_is_zero_for_equal_models_and_not_for_others(
