@@ -141,7 +141,7 @@ def test_an_option_of_another_method() -> None:
     text = "version: 1\nstages:\n  - quantize: rtn\n    damp: 0.1\n"
     assert only(text) == (
         "f:4:5: `quantize: rtn` has no option `damp`",
-        "it is an option of `gptq`",
+        "it is an option of `gptq`, `ternary`",
     )
 
 

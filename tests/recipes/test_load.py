@@ -207,7 +207,7 @@ def test_what_is_wrong_with_options_names_the_flags(tmp_path: Path) -> None:
     assert found[0][0] == "`--bits`: input should be less than or equal to 8, got `11`"
     assert found[2] == (
         "`--damp`: `quantize: rtn` has no option `damp`",
-        "it is an option of `gptq`",
+        "it is an option of `gptq`, `ternary`",
     )
     assert found[3][0].endswith("got `a b`")
 
