@@ -18,6 +18,8 @@ from torch import Tensor
 from unicomp.compress.babai import Codes, walk
 from unicomp.compress.grid import stored
 
+HALF = 0.5 + 1e-4  # a code, and room for float32
+
 
 def descend(
     errors: Tensor, state: Codes, hessian: Tensor, added: Tensor, *, dtype: torch.dtype
@@ -45,13 +47,16 @@ def descend(
         gain += _refit(state.scale[index], block, slope, codes, own, dtype)
         scale = state.scale[index]
         cost = own.diagonal().clone()
-        slope /= cost[:, None] * scale
+        slope /= scale
+        slope /= cost[:, None]
         step = torch.empty_like(block)
         walk(slope, step, own / cost[:, None], _Nearest(codes, low, high), 0)
         block.addcmul_(step, scale)
-        gain -= (cost @ (2 * slope + step).mul_(step)) * scale.square()
-        raw = (codes + slope).round_()
-        clipped += ((raw < low) | (raw > high)).sum(0)
+        short = (
+            slope + step
+        )  # of the best value, in codes: more than a half only at the range's end
+        clipped += (short.abs() > HALF).sum(0)
+        gain -= short.add_(slope).mul_(step).mul_(cost[:, None]).sum(0) * scale.square()
         codes -= step
         if state.zero is not None:
             codes += state.zero[index]

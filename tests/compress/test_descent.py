@@ -43,8 +43,11 @@ def values(codes: Codes, scheme: Scheme) -> Array:
     return codes.packed(scheme, torch.float64).dequantize(torch.float64).numpy()
 
 
-def slow(weight: Array, codes: Codes, hessian: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Sweep once, one row, group and column at a time; return codes and scales, as `Codes` has."""
+def slow(
+    weight: Array, codes: Codes, hessian: Array, scheme: Scheme
+) -> tuple[Array, Array, list[int]]:
+    """Sweep once, one row, group and column at a time; return codes, scales and clipped codes."""
+    clipped = [0] * weight.shape[0]
     q = codes.codes.double().numpy().copy()
     scale = codes.scale.numpy().copy()
     zero = np.zeros_like(scale) if codes.zero is None else codes.zero.numpy()
@@ -61,17 +64,20 @@ def slow(weight: Array, codes: Codes, hessian: Array, scheme: Scheme) -> tuple[A
                     hessian[column, column] * scale[index, row]
                 )
                 q[column, row] = np.clip(np.round(ideal), codes.low, codes.high)
-    return q, scale
+                clipped[row] += int(q[column, row] != np.round(ideal))
+    return q, scale, clipped
 
 
 @pytest.mark.parametrize("size", [-1, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_sweep_is_that_of_the_slow_one(size: int, symmetric: bool) -> None:
-    scheme = Scheme(3, size, symmetric)
+    scheme = Scheme(2, size, symmetric)
     weight, errors, added, codes, hessian = start(0, scheme)
     damped = (hessian + torch.diag(added)).numpy()
-    wanted, scale = slow(weight, codes, damped, scheme)
-    descend(errors, codes, hessian, added, dtype=torch.float64)
+    wanted, scale, beyond = slow(weight, codes, damped, scheme)
+    _, clipped = descend(errors, codes, hessian, added, dtype=torch.float64)
+    assert clipped.tolist() == beyond
+    assert any(beyond)
     np.testing.assert_array_equal(codes.codes.numpy(), wanted)
     np.testing.assert_allclose(codes.scale.numpy(), scale, rtol=1e-9)
 
