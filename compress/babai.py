@@ -66,7 +66,7 @@ def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size
         choice.close(start, stop)
         goal -= before
         goal += block
-        error += factor.pivots[start:stop] @ goal.square_()
+        error += goal.square_().mul_(factor.pivots[start:stop, None]).sum(0)
     return error
 
 

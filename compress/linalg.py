@@ -51,7 +51,7 @@ class Factor:
         for start in range(0, columns.shape[0], PANEL):
             stop = min(start + PANEL, columns.shape[0])
             part = self.unit[:stop, start:stop].T @ columns[:stop]
-            total += self.pivots[start:stop] @ part.square_()
+            total += part.square_().mul_(self.pivots[start:stop, None]).sum(0)
         return undamped(total, columns, self.added)
 
     def solve(self, columns: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ class Factor:
 
 def undamped(energy: Tensor, columns: Tensor, added: Tensor) -> Tensor:
     """Take the damping's share off the energy [rows] of columns [in, rows]."""
-    return torch.clamp_min(energy - added @ columns.square(), 0)
+    # No product of vector and matrix: BLAS gives other last bits for another alignment in memory.
+    return torch.clamp_min(energy - columns.square().mul_(added[:, None]).sum(0), 0)
 
 
 def factorise(hessian: Tensor, *, order: Order = "none", damp: float = 0.01) -> Factor:
