@@ -324,6 +324,8 @@ def train(run: Run, options: argparse.Namespace) -> None:
     log = {
         "name": run.name,
         "parameters": parameters,
+        "seed": options.seed,
+        "threads": options.threads,
         "steps": steps,
         "tokens": steps * options.rows * CONTEXT,
         "seconds": round(time.monotonic() - began, 1),
