@@ -119,7 +119,7 @@ class Gptq(QuantizeMethod):
             error=undamped(damped, errors, added),
             rounding=rounding,
             reference=reference,
-            predicted=found.scale.square() @ groups / 12,
+            predicted=(found.scale.square() * groups).sum(1) / 12,
             clipped=clipped,
             damp=factor.damp,
         )
