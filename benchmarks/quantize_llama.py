@@ -16,6 +16,7 @@ Run:  python benchmarks/quantize_llama.py --rounds 3
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -25,6 +26,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,16 @@ def compare(original: Path, quantized: Path, tokens: Path) -> dict[str, Any]:
     return {"logits": error[-1], "layers": error[1:-1], "kl_nats": kl}
 
 
+def apart(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a process of its own.
+
+    A child's peak memory, as Linux counts it, starts from that of the process that started it, so
+    this one must stay small.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def measured(command: list[str], log: Path) -> dict[str, float]:
     """Run a whole process and return what the kernel says of it."""
     start = time.monotonic()
@@ -279,7 +292,7 @@ def main() -> None:
     if not (work / "calibration.txt").exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        make_model(work / "model", options.size, options.dtype)
+        apart(make_model, work / "model", options.size, options.dtype)
     sides = commands(options, work)
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     errors: dict[str, Any] = {}
@@ -296,7 +309,7 @@ def main() -> None:
                 file=sys.stderr,
             )
             if side not in errors:
-                errors[side] = compare(work / "model", work / side, work / "heldout.npy")
+                errors[side] = apart(compare, work / "model", work / side, work / "heldout.npy")
                 print(
                     f"  {side}: relative error of the logits {errors[side]['logits']:.5f}, "
                     f"KL {errors[side]['kl_nats']:.6f} nats",

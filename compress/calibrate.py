@@ -9,16 +9,16 @@ down), so every linear is solved for inputs that the already compressed linears 
 
 No product is computed twice. Steps come in pairs (`models.py`): what q, k and v give reaches the
 rest of the layer only through what o reads, and so with gate, up and down. What the second of a
-pair reads is kept in a file when its statistics are gathered; later passes read it from there, and
-the first of the pair then answers zeros, which nothing looks at.
+pair reads is kept in a file when its statistics are gathered; in later passes the module that owns
+the pair (attention, MLP) answers with the second linear of what was kept, and nothing else is run;
+that answer is kept in its turn where another pass will want it.
 
 Differs: Hessians are means of x.xT (GPTQ's code has a factor 2, which cancels). States and sums are
 float32; the linears of a bfloat16 model multiply in bfloat16, as they will when the model is used,
-where the processor has instructions for it.
+where the processor has instructions for it, and so do the second moments of what they read.
 """
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -32,6 +32,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unicomp.compress.method import Stats
+from unicomp.compress.moments import Moments
+from unicomp.compress.states import HiddenStates, as_bytes, overwritten, write_all
 from unicomp.errors import CheckpointError
 from unicomp.models import Layer, Linear, Model, Part
 
@@ -41,71 +43,6 @@ class Weights(Protocol):
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, in its stored dtype."""
-
-
-class HiddenStates:
-    """Hidden states of every calibration window, in a file.
-
-    path    the file; made when written first
-    shape   (windows, seq_len, hidden); float32
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path = path
-        self.shape = shape
-
-    @property
-    def nbytes(self) -> int:
-        """The file's size in bytes once it is whole."""
-        windows, seq_len, width = self.shape
-        return windows * seq_len * width * 4
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the windows in order, `size` at a time: float32 [size, seq_len, hidden]."""
-        windows, seq_len, width = self.shape
-        with self.path.open("rb", buffering=0) as file:
-            for start in range(0, windows, size):
-                batch = torch.empty(min(size, windows - start), seq_len, width)
-                view = _bytes(batch)
-                while view:
-                    got = file.readinto(view)
-                    if not got:
-                        raise CheckpointError(
-                            f"`{self.path}` is shorter than {self.nbytes} bytes",
-                            hint="start over with --fresh",
-                        )
-                    view = view[got:]
-                yield batch
-
-    def write(self, batches: Iterator[Tensor]) -> int:
-        """Write every window, in order; return the crc32 of the file's bytes."""
-        crc = 0
-        with self.path.open("wb", buffering=0) as file:
-            for batch in batches:
-                view = _bytes(batch)
-                crc = zlib.crc32(view, crc)
-                _write_all(file, view)
-        return crc
-
-    def crc32(self) -> int | None:
-        """Return the crc32 of the file's bytes, or None where it is absent or of another size."""
-        if not self.path.is_file() or self.path.stat().st_size != self.nbytes:
-            return None
-        crc = 0
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                crc = zlib.crc32(chunk, crc)
-        return crc
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor; of its own memory if it is contiguous."""
-    return memoryview(cast(Any, tensor.contiguous().numpy())).cast("B")
-
-
-def _write_all(file: FileIO, view: memoryview) -> None:
-    while view:
-        view = view[file.write(view) :]
 
 
 class _Recorder(nn.Module):
@@ -155,12 +92,16 @@ class _Experts(nn.ModuleList):
 
 
 class _HalfLinear(nn.Linear):
-    """A linear that multiplies in bfloat16 and speaks float32."""
+    """A linear that multiplies in bfloat16; it answers in float32 unless told otherwise."""
+
+    answers: torch.dtype = torch.float32
 
     def forward(self, states: Tensor) -> Tensor:
         bias = self._parameters["bias"]
-        product = nn.functional.linear(states.to(self.weight.dtype), self.weight).float()
-        return product if bias is None else product + bias
+        product = nn.functional.linear(states.to(self.weight.dtype), self.weight)
+        if bias is not None:
+            product = product.float() + bias
+        return product.to(self.answers)
 
 
 class _InputsSeen(Exception):  # noqa: N818 - it is no error: it ends a forward pass early
@@ -201,7 +142,9 @@ class Decoder:
         self.batch = batch
         self.scratch = scratch
         self.half = half
+        self._dtype = torch.bfloat16 if half else torch.float32
         self._kept: dict[str, HiddenStates] = {}
+        self._answers: dict[str, HiddenStates] = {}
         settings = CONFIG_MAPPING[model.type].from_dict(dict(config))
         with init_empty_weights(include_buffers=False):
             skeleton = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
@@ -281,6 +224,9 @@ class Decoder:
             )
         for linear in layer.linears():
             self.replace(module, linear, self.weight(linear))
+        for shared in layer.steps[-2] if self.half else ():
+            for linear in shared:  # what gate and up give goes to down, which rounds it anyway
+                module.get_submodule(linear.inner).__dict__["answers"] = torch.bfloat16
         for inner, part in layer.others.items():
             path, _, leaf = inner.rpartition(".")
             value = self._finite(part.tensor, self.weights.read(part.tensor))
@@ -291,10 +237,8 @@ class Decoder:
         return module
 
     def release(self, layer: Layer) -> None:
-        """Give the layer's memory back, and the disk that its linears' inputs took."""
-        for kept in self._kept.values():
-            kept.path.unlink(missing_ok=True)
-        self._kept = {}
+        """Give the layer's memory back; what its linears read is overwritten by the next."""
+        self._kept, self._answers = {}, {}
         module = self._layers[layer.index]
         for child in module.modules():
             for leaf, value in list(child._parameters.items()):
@@ -343,7 +287,7 @@ class Decoder:
                 file = stack.enter_context(target.path.open("wb", buffering=0))
 
                 def keep(_: nn.Module, args: tuple[Any, ...], file: FileIO = file) -> None:
-                    _write_all(file, _bytes(args[0].float()))
+                    write_all(file, as_bytes(args[0].float()))
 
                 handle = module.get_submodule(inner).register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
@@ -368,27 +312,31 @@ class Decoder:
         original  what the one of `shared` reads in the uncompressed model, where the cross
                   statistic is wanted; never for experts, whose routes may differ
         """
-        totals = [_Moments(linears[0].shape[1], original is not None) for linears in shared]
         others = None if original is None else original.batches(self.batch)
         reach = next(i for i, step in enumerate(layer.steps) if shared[0] in step)
         first = shared[0][0]
+        # Attention gives averages, so alike that what tells them apart would drown in rounding.
+        sums = torch.float32 if reach == 1 else self._dtype
+        totals = [Moments(linears[0].shape[1], sums, original is not None) for linears in shared]
         with contextlib.ExitStack() as stack:
             turn = stack.enter_context(self._playing(layer, module, reach))
             file = None
             if first.expert is None and reach % 2:
-                kept = HiddenStates(
-                    self.scratch / f"kept-{first.inner}.bin", (*states.shape[:2], first.shape[1])
-                )
-                file = stack.enter_context(kept.path.open("wb", buffering=0))
+                shape = (*states.shape[:2], first.shape[1])
+                kept = HiddenStates(self.scratch / f"kept-{first.inner}.bin", shape, self._dtype)
+                file = stack.enter_context(overwritten(kept.path))
             for batch in states.batches(self.batch):
                 turn()
-                found = self._inputs(layer, module, shared, batch)
+                found = {
+                    position: seen.to(self._dtype)
+                    for position, seen in self._inputs(layer, module, shared, batch).items()
+                }
                 other = None if others is None else next(others)
                 if file is not None:
-                    _write_all(file, _bytes(found[0]))
+                    write_all(file, as_bytes(found[0]))
                 for position, total in enumerate(totals):
                     if position in found:
-                        total.add(found[position], other)
+                        total.add(found[position].to(sums), other)
         if file is not None:
             self._kept[first.inner] = kept
         return [total.stats() for total in totals]
@@ -412,36 +360,63 @@ class Decoder:
         streams: dict[str, Iterator[Tensor]] = {}
         current: dict[str, Tensor] = {}
         changed: list[nn.Module] = []
+        files = contextlib.ExitStack()
 
-        def read(target: nn.Module, inner: str) -> Callable[[Tensor], Tensor]:
-            plain = target.forward
+        def replay(target: nn.Module, answer: Callable[..., object]) -> None:
+            target.__dict__["forward"] = answer
+            changed.append(target)
+
+        def read(linear: nn.Module, inner: str) -> Callable[[Tensor], Tensor]:
+            plain = linear.forward
             return lambda given: cast(Tensor, plain(current[inner].reshape(given.shape)))
 
         def silent(features: int) -> Callable[[Tensor], Tensor]:
             return lambda given: given.new_zeros(*given.shape[:-1], features)
 
+        def owner_of(linear: nn.Module, inner: str, pair: int) -> Callable[..., object]:
+            file = None
+            if inner not in self._answers and reach < len(layer.steps):
+                exact = isinstance(linear, _HalfLinear) and linear.bias is None
+                shape = (*self._kept[inner].shape[:2], layer.steps[2 * pair + 1][0][0].shape[0])
+                dtype = torch.bfloat16 if exact else torch.float32
+                made[inner] = HiddenStates(self.scratch / f"answer-{inner}.bin", shape, dtype)
+                file = files.enter_context(overwritten(made[inner].path))
+
+            def forward(*_: object, **__: object) -> object:
+                found = current[inner]
+                if inner not in self._answers:
+                    found = linear(found)
+                    if file is not None:
+                        write_all(file, as_bytes(found.to(made[inner].dtype)))
+                return found if pair else (found, None)  # attention has its weights to show
+
+            return forward
+
+        made: dict[str, HiddenStates] = {}
         for index in range(1, reach, 2):
             inner = layer.steps[index][0][0].inner
             if inner not in self._kept:
                 continue
-            streams[inner] = self._kept[inner].batches(self.batch)
-            for linear in layer.steps[index][0]:
-                target = module.get_submodule(linear.inner)
-                target.__dict__["forward"] = read(target, inner)
-                changed.append(target)
-            for linear in layer.steps[index - 1][0]:
-                target = module.get_submodule(linear.inner)
-                target.__dict__["forward"] = silent(linear.shape[0])
-                changed.append(target)
+            streams[inner] = self._answers.get(inner, self._kept[inner]).batches(self.batch)
+            linear = module.get_submodule(inner)
+            owner = inner.rpartition(".")[0]
+            if owner:
+                replay(module.get_submodule(owner), owner_of(linear, inner, index // 2))
+                continue
+            replay(linear, read(linear, inner))
+            for before in layer.steps[index - 1][0]:
+                replay(module.get_submodule(before.inner), silent(before.shape[0]))
 
         def turn() -> None:
             current.update((inner, next(stream)) for inner, stream in streams.items())
 
         try:
-            yield turn
+            with files:
+                yield turn
         finally:
             for target in changed:
                 del target.__dict__["forward"]
+        self._answers |= made
 
     def _inputs(
         self,
@@ -477,39 +452,6 @@ class Decoder:
 
     def _finite(self, name: str, value: Tensor) -> Tensor:
         return finite(name, value)
-
-
-class _Moments:
-    """Running sums of one input's second moments, upper triangle only."""
-
-    STRIP = 512  # columns a product; the strips below the diagonal are skipped
-
-    def __init__(self, columns: int, cross: bool) -> None:
-        self.tokens = 0
-        self.second = torch.zeros(columns, columns)
-        self.cross = torch.zeros(columns, columns) if cross else None
-
-    def add(self, inputs: Tensor, original: Tensor | None) -> None:
-        inputs = inputs.float()
-        self.tokens += len(inputs)
-        for start in range(0, inputs.shape[1], self.STRIP):
-            strip = inputs[:, start : start + self.STRIP]
-            self.second[start : start + self.STRIP, start:].addmm_(strip.T, inputs[:, start:])
-        if self.cross is not None and original is not None:
-            self.cross.addmm_((original.reshape(inputs.shape) - inputs).T, inputs)
-
-    def stats(self) -> Stats:
-        """Return the means."""
-        tokens = max(self.tokens, 1)
-        for start in range(0, len(self.second), self.STRIP):
-            stop = start + self.STRIP
-            block = self.second[start:stop, start:stop]
-            block.copy_(torch.triu(block) + torch.triu(block, 1).T)
-            self.second[stop:, start:stop] = self.second[start:stop, stop:].T
-        self.second /= tokens
-        if self.cross is not None:
-            self.cross /= tokens
-        return Stats(self.tokens, self.second, self.cross)
 
 
 def read_weight(weights: Weights, linear: Linear) -> Tensor:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unicomp.compress.calibrate import Decoder, HiddenStates, Weights, read_weight
+from unicomp.compress.calibrate import Decoder, Weights, read_weight
 from unicomp.compress.method import QuantizeMethod, Solution, Stats
 from unicomp.compress.quantize.rtn import Rtn
+from unicomp.compress.states import HiddenStates
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear
 

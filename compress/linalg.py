@@ -42,15 +42,17 @@ class Factor:
     damp: float
     added: Tensor
 
-    def energy(self, columns: Tensor) -> Tensor:
+    def energy(self, columns: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return what the columns' rows are under the Hessian without its damping, float [rows].
 
         columns  [in, rows] in the factor's order; not modified
+        dtype    what products are computed in; None: as they are
         """
         total = columns.new_zeros(columns.shape[1])
+        unit, given = self.unit.to(dtype or columns.dtype), columns.to(dtype or columns.dtype)
         for start in range(0, columns.shape[0], PANEL):
             stop = min(start + PANEL, columns.shape[0])
-            part = self.unit[:stop, start:stop].T @ columns[:stop]
+            part = (unit[:stop, start:stop].T @ given[:stop]).to(columns.dtype)
             total += part.square_().mul_(self.pivots[start:stop, None]).sum(0)
         return undamped(total, columns, self.added)
 

@@ -25,7 +25,7 @@ from unicomp.recipes.schema import Recipe
 # whole runs on the embedded model peaked at 477 to 525 MB (torch 2.13, transformers 5.23, Linux).
 IMPORTS = 640 << 20
 # Tokens computed together where memory allows: enough for matrix products at full speed.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 # Temporaries of a layer's forward pass, as copies of its widest activation.
 LIVE_ACTIVATIONS = 6
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from unicomp import __version__, machine, manifest, text
-from unicomp.compress.calibrate import Decoder, HiddenStates, read_part
+from unicomp.compress.calibrate import Decoder, read_part
 from unicomp.compress.layerwise import Solved, compared, quantize_layer, round_layer
 from unicomp.compress.method import Need
+from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.evaluate import scores
 from unicomp.evaluate.score import score

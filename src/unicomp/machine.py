@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def describe() -> dict[str, Any]:
     }
 
 
+@cache
 def multiplies_bfloat16() -> bool:
     """Tell whether the processor has instructions for bfloat16 products."""
     _, flags = _processor()
