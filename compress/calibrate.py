@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from unicomp.checkpoint import check_finite
 from unicomp.compress.method import Stats
 from unicomp.compress.moments import Moments
 from unicomp.compress.states import HiddenStates, as_bytes, overwritten, write_all
@@ -471,16 +472,8 @@ def read_part(weights: Weights, part: Part) -> Tensor:
 
 def finite(name: str, value: Tensor) -> Tensor:
     """Return the tensor in float32; CheckpointError where it holds NaN or Inf."""
-    value = value.float()
-    if not torch.isfinite(value).all():
-        bad = int((~torch.isfinite(value)).sum())
-        first = (~torch.isfinite(value)).nonzero()[0].tolist()
-        raise CheckpointError(
-            f"tensor `{name}` holds {bad} values that are NaN or Inf, the first at {first}",
-            hint="the checkpoint is damaged or was trained to divergence; "
-            "download it again or use an earlier one",
-        )
-    return value
+    check_finite(name, value)
+    return value.float()
 
 
 def _submodule(module: nn.Module, path: str, tensor: str) -> nn.Module:

@@ -18,6 +18,7 @@ from unicomp.compress.calibrate import Decoder, Weights, read_weight
 from unicomp.compress.method import QuantizeMethod, Solution, Stats
 from unicomp.compress.quantize.rtn import Rtn
 from unicomp.compress.states import HiddenStates
+from unicomp.errors import CheckpointError
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear
 
@@ -118,15 +119,6 @@ def moment_bytes(columns: int, cross: bool = False) -> int:
     return 4 * columns * columns * (2 if cross else 1)
 
 
-def solver_bytes(rows: int, columns: int) -> int:
-    """Return the bytes that solving a stack of weights takes, besides the weights themselves.
-
-    Copies of the weight: the stack, its transpose in quantization order, the targets, and the
-    dequantized one. Of the Hessian: damped, permuted, and factorised.
-    """
-    return 4 * (4 * rows * columns + 3 * columns * columns)
-
-
 def _solve(
     module: nn.Module,
     linears: Sequence[Linear],
@@ -146,7 +138,11 @@ def _solve(
             by_scheme.setdefault(schemes[linear.module], []).append(linear)
     for scheme, members in by_scheme.items():
         stacked = torch.cat([_weight(module, linear) for linear in members])
-        solution = method.solve(stacked, stats, scheme, scale_dtype=scale_dtype)
+        try:
+            solution = method.solve(stacked, stats, scheme, scale_dtype=scale_dtype)
+        except CheckpointError as error:
+            names = ", ".join(f"`{linear.module}`" for linear in members)
+            raise CheckpointError(f"{names}: {error.message}", hint=error.hint) from error
         start = 0
         for linear in members:
             stop = start + linear.shape[0]

@@ -198,6 +198,14 @@ class QuantizeMethod(Method):
             if not any(matches(pattern, module) for module in modules)
         ]
 
+    def workspace_bytes(self, rows: int, columns: int) -> int:
+        """Return the most bytes that `solve` takes for a float32 weight [rows, columns].
+
+        The result is counted, the weight and its statistics are not. Here: copies of the weight,
+        its target, the dequantized one and their difference, and the codes.
+        """
+        return 4 * 4 * rows * columns + 2 * rows * columns
+
     def solve(
         self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
     ) -> Solution:

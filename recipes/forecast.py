@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unicomp.compress.layerwise import compared, moment_bytes, solver_bytes
+from unicomp.compress.layerwise import compared, moment_bytes
 from unicomp.compress.method import Need, QuantizeMethod
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.score import LONGEST
@@ -39,16 +39,17 @@ def hidden_bytes(
 ) -> int:
     """Return what states of all windows take on disk at once.
 
-    A layer's input and output; where the uncompressed model runs beside, twice that and what its
-    linears read.
+    A layer's input and output, what the second of each pair of steps reads and answers; where the
+    uncompressed model runs beside, once more the states, and what its linears read.
     """
     if not method.wants() or recipe.calibration is None:
         return 0
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
-    columns = 2 * hidden_size(dense.config)
+    width = hidden_size(dense.config)
+    columns = 2 * width + max(sum(width + i for i in _kept(layer)) for layer in model.layers)
     if Need.CROSS in method.wants():
         kept = max(sum(compared(layer, schemes).values()) for layer in model.layers)
-        columns += columns + kept
+        columns += 2 * width + kept
     return tokens * columns * 4
 
 
@@ -85,7 +86,7 @@ def memory(
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
     if not method.wants() or recipe.calibration is None:
-        parts = {"imports": IMPORTS, "solver": solver_bytes(*_widest(model, schemes))}
+        parts = {"imports": IMPORTS, "solver": _solver_bytes(method, model, schemes)}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
         return parts, 1, 0
@@ -104,7 +105,7 @@ def memory(
     fixed = {
         "imports": IMPORTS,
         "weights": largest,
-        "solver": solver_bytes(*_widest(model, schemes)),
+        "solver": _solver_bytes(method, model, schemes),
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
     }
 
@@ -142,15 +143,22 @@ def _layer_bytes(layer: Layer) -> int:
     return sum(4 * linear.shape[0] * linear.shape[1] for linear in layer.linears())
 
 
-def _widest(model: Model, schemes: Mapping[str, Scheme]) -> tuple[int, int]:
-    """Return rows and columns of the largest stack of linears that is solved at once."""
+def _solver_bytes(method: QuantizeMethod, model: Model, schemes: Mapping[str, Scheme]) -> int:
+    """Return the most bytes that solving one stack of linears takes, with the stack itself."""
     sizes = [
         (sum(one.shape[0] for one in shared if one.module in schemes), shared[0].shape[1])
         for layer in model.layers
         for step in layer.steps
         for shared in step
     ]
-    return max(sizes, key=lambda size: (size[0] + size[1]) * size[1])
+    return max(
+        4 * rows * columns + method.workspace_bytes(rows, columns) for rows, columns in sizes
+    )
+
+
+def _kept(layer: Layer) -> list[int]:
+    """Return the widths of what the second of each pair of steps reads; experts keep nothing."""
+    return [step[0][0].shape[1] for step in layer.steps[1::2] if step[0][0].expert is None]
 
 
 def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:

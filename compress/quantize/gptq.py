@@ -59,6 +59,15 @@ class Gptq(QuantizeMethod):
         """Return the statistics that these options ask for."""
         return self.needs if self.drift else frozenset({Need.HESSIAN})
 
+    def workspace_bytes(self, rows: int, columns: int) -> int:
+        """Return the most bytes that `solve` takes for a float32 weight [rows, columns].
+
+        Rows go by chunks; of the Hessian there are a damped, a permuted and a factorised copy, and
+        one to invert with. Measured: 0.5 to 0.95 of this.
+        """
+        chunk = min(rows * columns, max(CHUNK, columns))
+        return 4 * (12 * chunk + 4 * columns * columns) + 2 * rows * columns
+
     def solve(
         self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
     ) -> Solution:
@@ -143,15 +152,6 @@ def _correction(weight: Tensor, stats: Stats, factor: Factor, key: object, many:
     if key not in stats.memo:
         stats.memo[key] = restored(factor.solve(ordered(cross, order)), order).T
     return weight @ cast(Tensor, stats.memo[key])
-
-
-def workspace_bytes(rows: int, columns: int) -> int:
-    """Return the most bytes that solving a float32 weight [rows, columns] takes, result included.
-
-    Not counted: the weight, the Hessian and the cross statistic. Measured: 0.5 to 0.95 of this.
-    """
-    chunk = min(rows * columns, max(CHUNK, columns))
-    return 4 * (12 * chunk + 4 * columns * columns) + 2 * rows * columns
 
 
 def _joined(parts: Sequence[Solution]) -> Solution:

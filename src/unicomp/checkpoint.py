@@ -198,10 +198,11 @@ def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // 2) if dtype == "F4" else shape
 
 
-def check_finite(name: str, tensor: Tensor, shard: str) -> None:
+def check_finite(name: str, tensor: Tensor, shard: str | None = None) -> None:
     """Raise CheckpointError if a value is NaN or infinite, naming the first one and their count.
 
     tensor  any dtype; integers pass unread
+    shard   the file it is from, where known
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
@@ -234,8 +235,9 @@ def check_finite(name: str, tensor: Tensor, shard: str) -> None:
         position.append(place)
     kind = "NaN" if math.isnan(value) else "infinite"
     raise CheckpointError(
-        f"`{shard}`: `{quote(name)}` holds NaN or infinite values: {count} of {flat.numel()}, "
-        f"the first ({kind}) at {position[::-1]}",
+        ("" if shard is None else f"`{shard}`: ")
+        + f"`{quote(name)}` holds NaN or infinite values: {count} of {flat.numel()}, the "
+        f" first ({kind}) at {position[::-1]}",
         hint="download the checkpoint again and compare its hashes; if it was saved so, "
         "its training diverged: use an earlier step",
     )
