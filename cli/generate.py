@@ -1,6 +1,7 @@
 """`unicomp generate`: let a checkpoint go on from a prompt."""
 
 import time
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from unicomp.errors import UnicompError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from unicomp.kernels.packed_model import Loaded
 
 Prompt = Annotated[str, typer.Option("--prompt", metavar="S", help="What to go on from.")]
 Chat = Annotated[
@@ -43,6 +46,17 @@ Seed = Annotated[
     ),
 ]
 
+Compute = Annotated[
+    str,
+    typer.Option(
+        "--compute",
+        metavar="int8|exact",
+        show_default=False,
+        help="How packed weights multiply: with activations rounded to int8, or as they are. "
+        "Default: int8.",
+    ),
+]
+
 
 def generate(
     model: Model,
@@ -51,10 +65,13 @@ def generate(
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
+    compute: Compute = "int8",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate text with a model, plain or quantized, and write it as it comes.
+
+    Quantized linears run packed, as they lie on disk; see `unicomp bench model`.
 
     Example: unicomp generate builtin:tinyworld --chat --prompt "What is the opposite of hot?"
     """
@@ -62,12 +79,11 @@ def generate(
 
     from unicomp import text
     from unicomp.hub import resolve
-    from unicomp.kernels.load import load
 
     source = resolve(model)
     tokenizer = text.tokenizer(source.folder)
     ids = _encode(tokenizer, prompt, chat)
-    network: Any = load(source.folder)  # `generate` is not among the declared methods of its class
+    network, how = load_packed(model, compute)
     room = _room(network.config, ids, max_new_tokens)
     torch.manual_seed(seed)
     began = time.monotonic()
@@ -94,10 +110,30 @@ def generate(
             "prompt_tokens": ids.shape[1],
             "tokens": len(made),
             "seconds": seconds,
+            "loaded": how.to_json(),
         }
         show.json(result)
     else:
         show.note(f"{len(made)} tokens, {len(made) / max(seconds, 1e-9):.1f} tokens/s")
+
+
+def load_packed(model: str, compute: str) -> tuple[Any, "Loaded"]:
+    """Load a model to run, say on stderr what is slow or dense, and return it with how.
+
+    compute  `int8` or `exact`
+    """
+    from unicomp.kernels.backend import MissingKernelWarning
+    from unicomp.kernels.packed_model import load, loaded
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingKernelWarning)  # said below, in our words
+        network: Any = load(model, compute=compute)  # type: ignore[arg-type]
+    how = loaded(network)
+    if how.missing is not None:
+        show.note(f"note: packed weights are multiplied by torch, slowly: {how.missing}")
+    for reason, count in how.dequantized.items():
+        show.note(f"note: {count} quantized weights run dense: {reason}")
+    return network, how
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> "Tensor":

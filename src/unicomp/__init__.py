@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unicomp.evaluate.score import score as score
-    from unicomp.kernels.load import load as load
+    from unicomp.kernels.packed_model import load as load
     from unicomp.recipes.plan import plan as plan
     from unicomp.recipes.run import run as run
 
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "plan", "run", "score"]
 
 _HOMES = {
-    "load": "unicomp.kernels.load",
+    "load": "unicomp.kernels.packed_model",
     "plan": "unicomp.recipes.plan",
     "run": "unicomp.recipes.run",
     "score": "unicomp.evaluate.score",

@@ -13,7 +13,7 @@ import unicomp
 ROOT = Path(__file__).resolve().parents[2]
 
 HOMES = {
-    "load": "unicomp.kernels.load",
+    "load": "unicomp.kernels.packed_model",
     "plan": "unicomp.recipes.plan",
     "run": "unicomp.recipes.run",
     "score": "unicomp.evaluate.score",

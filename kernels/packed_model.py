@@ -1,0 +1,294 @@
+"""A checkpoint -> a transformers model that runs on its packed weights.
+
+transformers makes the module tree and places what is not quantized, as in `load.py`. Every weight
+that kernels can multiply with is first a placeholder, one zero seen at every place, so that its
+module is found by whatever name transformers gives it; then the module makes way for a
+`PackedLinear`, one weight after the other: read, laid out in panels, dropped. The dense model is
+never in memory, and a file of N bytes takes little more than N to load.
+
+What no kernel takes is dequantized, as `load.py` does it, and `Loaded` says which and why:
+
+* experts of mixtures: transformers holds a layer's as two 3-D parameters, and multiplies with them
+  itself
+* 8- and 4-bit floats, columns in another order than their groups (`g_idx`), scales that several
+  rows share, words of compressed-tensors before 0.18
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from unicomp import hub
+from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.kernels import backend as backends
+from unicomp.kernels import format as formats
+from unicomp.kernels.blocked import Compute
+from unicomp.kernels.dense import DenseSource, open_dense
+from unicomp.kernels.formats.compressed_tensors import CompressedTensors, find_group
+from unicomp.kernels.formats.gptq import Gptq
+from unicomp.kernels.linear import PackedLinear, check_compute
+from unicomp.kernels.load import build
+from unicomp.kernels.packed import PackedTensor
+from unicomp.models import ARCHITECTURES
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How a model was loaded, for reports.
+
+    id            of the checkpoint, as in a record
+    backend       what multiplies packed weights; None: no weight is packed
+    isa           the instruction set of the C extension, where that is what multiplies
+    missing       why the C extension is not there, if it is not
+    packed        linears that are packed
+    packed_bytes  bytes of their panels
+    dequantized   reason -> how many quantized weights are dense for it
+    seconds       the loading took
+    """
+
+    id: str
+    dtype: str
+    compute: Compute
+    backend: str | None
+    isa: str | None
+    missing: str | None
+    packed: int
+    packed_bytes: int
+    dequantized: Mapping[str, int]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it for a JSON result."""
+        return asdict(self)
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    compute: Compute = "int8",
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """Load a model whose quantized linears stay packed, in evaluation mode.
+
+    path     a folder, a Hub id `org/name[@revision]`, or `builtin:NAME`
+    device   where to compute; packed weights run on `cpu`, the default
+    backend  of `kernels/backend.py`; default: `UNICOMP_BACKEND`, else the best there is
+    compute  `int8` rounds activations per token and group; `exact` leaves them as they are
+    dtype    of activations and of all that is not packed; default: the model's own
+
+    An unquantized checkpoint loads as it is. How it was loaded: `loaded(model)`.
+
+    Raises CheckpointError, naming file and tensor, for a checkpoint that is broken, and
+    UnsupportedError for a device, backend or dtype that there is not.
+    """
+    began = time.monotonic()
+    check_compute(compute)
+    source = hub.resolve(str(path))
+    checkpoint = Checkpoint.open(source.folder)
+    kind = dtype or _own_dtype(checkpoint)
+    name = next((name for name, own in DTYPES.items() if own == kind), None)
+    if name not in ("F32", "F16", "BF16"):
+        raise UnsupportedError(f"a model cannot be loaded as {kind}", hint="use bfloat16")
+    place = torch.device(device or "cpu").type
+    dense = open_dense(checkpoint, dtype=name)
+    stored = _Stored(dense)
+    chosen = backends.choose(backend, place) if stored.packed or place != "cpu" else None
+    held = {name: torch.zeros((), dtype=kind) for name in stored.packed}
+    model = build(_with_placeholders(dense, held), dtype=kind)
+    total = 0
+    for weight, module in _places(model, held).items():
+        layer = model.get_submodule(module)
+        bias = getattr(layer, "bias", None)
+        packed = PackedLinear.from_packed(
+            stored.read(weight), bias, compute=compute, backend=chosen
+        )
+        del layer
+        model.set_submodule(module, packed.eval())
+        total += packed.packed.numel()
+    known: Any = model  # attributes that its class does not declare
+    if held:
+        known.save_pretrained = _refuse_saving
+    known.unicomp_loaded = Loaded(
+        id=source.id,
+        dtype=str(kind).removeprefix("torch."),
+        compute=compute,
+        backend=chosen,
+        isa=None if chosen is None else backends.isa(chosen),
+        missing=None if chosen is None else backends.missing(),
+        packed=len(held),
+        packed_bytes=total,
+        dequantized=stored.dense,
+        seconds=time.monotonic() - began,
+    )
+    return model
+
+
+def loaded(model: nn.Module) -> Loaded:
+    """Return how a model was loaded; ValueError if it did not come from `load`."""
+    found = getattr(model, "unicomp_loaded", None)
+    if not isinstance(found, Loaded):
+        raise ValueError("this model was not loaded by unicomp")
+    return found
+
+
+class _Stored:
+    """Sorts the quantized weights of a checkpoint into packed and dense, and reads the packed.
+
+    packed  names of the weights that stay packed
+    dense   reason -> how many are dequantized for it
+    """
+
+    def __init__(self, source: DenseSource) -> None:
+        self.checkpoint = source.checkpoint
+        config = self.checkpoint.config
+        self.config = config.get("quantization_config") or config.get("compression_config") or {}
+        row = ARCHITECTURES.get(str(config.get("model_type")))
+        self.conv1d = row is not None and row.conv1d
+        self.shapes = {name: source.tensors[name].shape for name in source.readers}
+        method = self.config.get("quant_method")
+        self.format = None
+        if method in formats.formats():
+            self.format = formats.find(method).reading(self.config)
+        reasons = {name: self._refusal(name) for name in source.readers}
+        self.packed = [name for name, reason in reasons.items() if reason is None]
+        self.dense = dict(Counter(reason for reason in reasons.values() if reason is not None))
+
+    def read(self, name: str) -> PackedTensor:
+        """Return the codes, scales and zero points of a weight, with checked shapes and values."""
+        module = name.removesuffix(".weight")
+        if self.format is None:
+            raise ValueError(f"`{name}` is not packed")
+        scheme = self.format.scheme(self.config, module)
+        if scheme is None:
+            raise ValueError(f"`{name}` is not packed")
+        shape = self._shape(name)
+        found = self.format.unpack(module, self.checkpoint.read, shape, scheme)
+        grid = (shape[0], scheme.groups(shape[1]))
+        zero = found.zero_point
+        shapes = [found.scale.shape] if zero is None else [found.scale.shape, zero.shape]
+        if any(tuple(own) != grid for own in shapes):
+            raise self._broken(module, f"scales or zero points are not {list(grid)}")
+        low, high = scheme.code_range
+        if zero is not None and (int(zero.min()) < low or int(zero.max()) > high):
+            raise self._broken(module, f"zero points are not within {low}..{high}")
+        if not bool(found.scale.isfinite().all()):
+            raise self._broken(module, "scales are NaN or infinite")
+        return found
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, columns = self.shapes[name]
+        return (columns, rows) if self.conv1d else (rows, columns)
+
+    def _refusal(self, name: str) -> str | None:
+        """Say why a weight has to be dense; None: kernels take it."""
+        module = name.removesuffix(".weight")
+        if ".experts." in name:
+            return "experts are 3-D parameters in transformers"
+        if isinstance(self.format, Gptq):
+            return self._gptq(module, name)
+        if isinstance(self.format, CompressedTensors):
+            return self._compressed(module, self.format)
+        return f"`{self.config.get('quant_method')}` has no codes that kernels take"
+
+    def _gptq(self, module: str, name: str) -> str | None:
+        scheme = Gptq().scheme(self.config, module)
+        order = f"{module}.g_idx"
+        if scheme is None or order not in self.checkpoint.tensors:
+            return None
+        columns = self._shape(name)[1]
+        size = columns if scheme.group_size == -1 else scheme.group_size
+        sorted_ = torch.arange(columns) // size
+        same = torch.equal(self.checkpoint.read(order).long(), sorted_)
+        return None if same else "its columns are in another order than their groups"
+
+    def _compressed(self, module: str, own: CompressedTensors) -> str | None:
+        tensors = self.checkpoint.tensors
+        group = find_group(self.config, module)
+        weights = {} if group is None else group.get("weights") or {}
+        if f"{module}.weight_packed" not in tensors or weights.get("type", "int") != "int":
+            return "it is not stored as packed integers"
+        if not weights:
+            return "no target of its `quantization_config` names it"
+        if not 2 <= weights["num_bits"] <= 8:
+            return f"kernels take 2 to 8 bits, not {weights['num_bits']}"
+        if f"{module}.weight_g_idx" in tensors:
+            return "its columns are in another order than their groups"
+        down = (weights.get("block_structure") or [1, 1])[0]
+        if weights.get("strategy") == "tensor" or self.conv1d != bool(own.tallest):
+            return "rows share scales"
+        if not self.conv1d and down != 1:
+            return "rows share scales"
+        version = re.match(r"(\d+)\.(\d+)", str(self.config.get("version", "")))
+        dated = version is not None and (int(version[1]), int(version[2])) < (0, 18)
+        if dated and 32 % weights["num_bits"]:  # words held whole codes then
+            return "its words are those of compressed-tensors before 0.18"
+        return None
+
+    def _broken(self, module: str, what: str) -> CheckpointError:
+        shards = {
+            info.shard for name, info in self.checkpoint.tensors.items() if name.startswith(module)
+        }
+        files = ", ".join(f"`{self.checkpoint.folder / shard}`" for shard in sorted(shards))
+        return CheckpointError(
+            f"{files}: `{module}`: {what}",
+            hint="the file is damaged, or its `quantization_config` is another model's",
+        )
+
+
+def _with_placeholders(source: DenseSource, held: Mapping[str, Tensor]) -> DenseSource:
+    """Return a source that reads one zero, expanded, for each of these weights."""
+    readers = dict(source.readers)
+    for name, zero in held.items():
+        readers[name] = partial(_expanded, zero.expand(source.tensors[name].shape))
+    return replace(source, readers=readers)
+
+
+def _expanded(zeros: Tensor, start: int, stop: int) -> Tensor:
+    return zeros[start:stop]
+
+
+def _places(model: PreTrainedModel, held: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return weight on disk -> the module that holds its placeholder, in the order of the model."""
+    names = {zero.data_ptr(): name for name, zero in held.items()}
+    found = {
+        names[module.weight.data_ptr()]: path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.data_ptr() in names
+    }
+    for name in held:
+        if name not in found:
+            raise UnsupportedError(
+                f"`{name}` is packed, and the model keeps it in no linear of its own",
+                hint="load it dense, with transformers",
+            )
+    return found
+
+
+def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the dtype that config.json names, else that of the first tensor of floats."""
+    config = checkpoint.config
+    named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    stored = [info.dtype for info in checkpoint.tensors.values()]
+    kinds = [name for name, own in DTYPES.items() if str(own) == f"torch.{named}"] + stored
+    plain = [name for name in kinds if name in ("F32", "F16", "BF16")]
+    return DTYPES[plain[0]] if plain else torch.bfloat16
+
+
+def _refuse_saving(*_: object, **__: object) -> None:
+    raise UnsupportedError(
+        "a model that runs packed cannot be saved by transformers",
+        hint="copy the checkpoint's folder, or save the model's `state_dict`",
+    )
