@@ -21,7 +21,7 @@ activations. Rows that pad a panel have scale 0, columns that pad a group meet a
     trit5  5               q = ceil(v * 256 / 243), v = 81 u0 + 27 u1 + 9 u2 + 3 u3 + u4
 
 With `q' = 3 q mod 256` the digit of a trit5 byte is `(3 q - q') / 256`, and `q'` holds the rest: a
-dot product needs no digit, only the sums of the successive `q` (`kernels/csrc/ternary.h`).
+dot product needs no digit, only the sums of the successive `q` (`kernels/csrc/panel.h`).
 
 `linear` here is the definition of what kernels compute, in torch, and what runs where no kernel
 does. Activations are rounded to int8 per token and span, a span being a weight's group, or `SPAN`
@@ -203,7 +203,8 @@ def quantize_activations(x: Tensor, weight: Blocked) -> tuple[Tensor, Tensor]:
     padded[:, :columns] = x.float()
     cube = padded.view(tokens, spans, span)
     most = cube.abs().amax(2)  # NaN where there is one
-    inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
+    # `127 / most` would be `most.reciprocal() * 127`, rounded twice
+    inverse = torch.where(most > 0, torch.tensor(127.0) / most, torch.zeros_like(most))
     codes = (cube * inverse[:, :, None]).nan_to_num(0, 0, 0).round().clamp(-127, 127)
     return codes.view(tokens, -1)[:, :columns].to(torch.int8), most / 127
 
