@@ -1,0 +1,265 @@
+"""The door to the C kernels: what a user can get wrong is checked here, sizes once more in C.
+
+`linear` computes what `blocked.linear` defines, from the same panels, with the best instruction set
+that the processor and the system allow. `UNICOMP_ISA` chooses one by name, `UNICOMP_NUM_THREADS`
+the number of threads; both are read at first use. Without the extension (no compiler at install)
+`available` is false, `reason` says why, and products raise `UnsupportedError`.
+
+Why panels, pool and kernels are as they are: `docs/decisions/003-cpu-kernels.md`.
+"""
+
+import mmap
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from unicomp.errors import UnsupportedError
+from unicomp.kernels.blocked import Blocked, Compute, Kind, blocked_bytes
+from unicomp.kernels.packed import PackedTensor
+
+_missing: str | None = None
+try:
+    from unicomp.kernels import _cpu
+except ImportError as error:
+    _missing = str(error)
+
+# As in csrc/layout.h.
+_KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3}
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SPAN_MAX = 16384  # columns for which 32-bit sums cannot overflow
+THREADS_MAX = 256
+HUGE_PAGE = 2 << 20
+
+_threads: int | None = None  # what `set_threads` was told
+
+
+def reason() -> str | None:
+    """Return why there are no kernels here, or None where there are."""
+    if _missing is None:
+        return None
+    return f"the C extension is not built for this Python: {_missing}"
+
+
+def available() -> bool:
+    """Tell whether the extension is here; `linear` then runs on some instruction set."""
+    return _missing is None
+
+
+def usable() -> tuple[str, ...]:
+    """Return the names of the instruction sets that this machine can run, best first."""
+    return _cpu.usable() if available() else ()
+
+
+def isa() -> str:
+    """Return the name of the instruction set in use.
+
+    Raises UnsupportedError where there are no kernels, or `UNICOMP_ISA` cannot be had.
+    """
+    _require()
+    return _cpu.isa()
+
+
+def use(name: str) -> None:
+    """Choose an instruction set by name for the whole process.
+
+    Raises UnsupportedError where this machine lacks it, or it has no kernels yet.
+    """
+    _require()
+    _choose(name)
+
+
+def set_threads(count: int | None) -> None:
+    """Use this many threads from now on; None: `UNICOMP_NUM_THREADS`, else as many as torch."""
+    global _threads
+    if count is not None and not 1 <= count <= THREADS_MAX:
+        raise UnsupportedError(
+            f"threads: {count}", hint=f"use a number between 1 and {THREADS_MAX}"
+        )
+    _threads = count
+
+
+def threads() -> int:
+    """Return how many threads a product uses."""
+    if _threads is not None:
+        return _threads
+    return _threads_of_environment() or min(torch.get_num_threads(), THREADS_MAX)
+
+
+def linear(
+    x: Tensor, weight: Blocked, bias: Tensor | None = None, *, compute: Compute = "int8"
+) -> Tensor:
+    """Multiply activations with a weight in panels; see `blocked.linear`.
+
+    x        float32, float16 or bfloat16 [..., in] on the CPU; made contiguous where it is not
+    bias     float32 [out], added in float32 at the end
+    returns  [..., out] in the dtype of x
+
+    `int8` gives the bits of `blocked.linear`; `exact` sums float32 products in another order. The
+    bits depend neither on the instruction set, nor on the threads, nor on the other tokens.
+
+    Raises UnsupportedError for a dtype, device or group size without kernels, and ValueError where
+    shapes do not agree or the panels do not have the bytes that their sizes say.
+    """
+    _require()
+    dtype = _DTYPES.get(x.dtype)
+    if dtype is None or x.device.type != "cpu":
+        raise UnsupportedError(
+            f"activations are {x.dtype} on `{x.device}`",
+            hint="the kernels take float32, float16 and bfloat16 on the CPU",
+        )
+    rows, columns = weight.shape
+    if x.shape[-1] != columns:
+        raise ValueError(f"input has {x.shape[-1]} features, the weight takes {columns}")
+    _check_weight(weight)
+    if compute not in ("int8", "exact"):
+        raise ValueError(f"no such compute: {compute!r}")
+    x = x.contiguous()
+    if bias is not None:
+        if bias.shape != (rows,) or bias.dtype != torch.float32 or bias.device.type != "cpu":
+            raise ValueError(f"bias is {bias.dtype} {tuple(bias.shape)}, not float32 ({rows},)")
+        bias = bias.contiguous()
+    out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
+    width = x.dtype.itemsize
+    _cpu.linear(
+        x.data_ptr(),
+        x.numel() * width,
+        weight.data.data_ptr(),
+        weight.data.numel(),
+        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else bias.numel() * 4,
+        out.data_ptr(),
+        out.numel() * width,
+        x.numel() // columns,
+        dtype,
+        _KINDS[weight.kind],
+        rows,
+        columns,
+        weight.scheme.group_size,
+        weight.scheme.symmetric,
+        _DTYPES[weight.scale_dtype],
+        compute == "exact",
+        threads(),
+    )
+    return out
+
+
+def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocked:
+    """Lay a quantized weight out in panels, as `blocked.block` does, but in C.
+
+    out  where to, uint8 of the right size; default: new memory on huge pages
+
+    Raises ValueError where codes or zero points do not fit the kind, or `out` has another size.
+    """
+    _require()
+    rows, columns = (int(size) for size in tensor.codes.shape)
+    scheme, scale, zeros = tensor.scheme, tensor.scale.contiguous(), tensor.zero_point
+    if scale.dtype not in _DTYPES:
+        raise UnsupportedError(f"scales are {scale.dtype}", hint="use 16-bit floats or float32")
+    if (zeros is None) != scheme.symmetric:
+        raise ValueError("a weight has zero points where it is asymmetric, and only there")
+    if zeros is not None:
+        zeros = zeros.contiguous()
+    codes = tensor.codes.contiguous()
+    parts = (codes, scale) if zeros is None else (codes, scale, zeros)
+    if any(part.device.type != "cpu" for part in parts):
+        raise ValueError("codes, scales and zero points must lie on the CPU")
+    if codes.dtype != torch.int8 or (zeros is not None and zeros.dtype != torch.int8):
+        raise ValueError("codes and zero points must be int8")
+    size = blocked_bytes(kind, (rows, columns), scheme, scale.dtype)
+    data = allocate(size) if out is None else out
+    weight = Blocked(data, kind, (rows, columns), scheme, scale.dtype)
+    _check_weight(weight)
+    _cpu.block(
+        codes.data_ptr(),
+        codes.numel(),
+        scale.data_ptr(),
+        scale.numel() * scale.dtype.itemsize,
+        0 if zeros is None else zeros.data_ptr(),
+        0 if zeros is None else zeros.numel(),
+        data.data_ptr(),
+        data.numel(),
+        _KINDS[kind],
+        rows,
+        columns,
+        scheme.group_size,
+        scheme.symmetric,
+        _DTYPES[scale.dtype],
+        threads(),
+    )
+    return weight
+
+
+def allocate(count: int) -> Tensor:
+    """Return uint8 [count], its bytes undefined, on huge pages where the system has them.
+
+    Weights are read once a token, at the speed of memory: with pages of 4 KB a good part of that
+    time goes into looking pages up. From 2 MB on, memory is mapped on its own, begins on 2 MB and
+    is returned to the system with the tensor; below, torch allocates.
+    """
+    if count < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=torch.uint8)
+    memory = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        pass  # a kernel without huge pages: the same memory, read more slowly
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % HUGE_PAGE
+    return whole[start : start + count]
+
+
+def _require() -> None:
+    """Raise where there are no kernels; at first use, choose what `UNICOMP_ISA` names."""
+    if _missing is not None:
+        raise UnsupportedError(
+            f"no kernels for the CPU: {reason()}",
+            hint="reinstall where there is a C compiler, or multiply with `blocked.linear`",
+        )
+    _isa_of_environment()
+
+
+@cache
+def _isa_of_environment() -> None:
+    name = os.environ.get("UNICOMP_ISA")
+    if name:
+        _choose(name)
+
+
+@cache
+def _threads_of_environment() -> int | None:
+    text = os.environ.get("UNICOMP_NUM_THREADS")
+    if not text:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= THREADS_MAX:
+        raise UnsupportedError(
+            f"UNICOMP_NUM_THREADS: `{text}`", hint=f"use a number between 1 and {THREADS_MAX}"
+        )
+    return int(text)
+
+
+def _choose(name: str) -> None:
+    has = ", ".join(f"`{one}`" for one in _cpu.usable())
+    if name not in _cpu.known():
+        raise UnsupportedError(f"no such instruction set: `{name}`", hint=f"this machine has {has}")
+    if name not in _cpu.built():
+        raise UnsupportedError(f"`{name}` has no kernels yet", hint=f"this machine has {has}")
+    if name not in _cpu.usable():
+        raise UnsupportedError(f"this processor has no `{name}`", hint=f"it has {has}")
+    _cpu.use(name)
+
+
+def _check_weight(weight: Blocked) -> None:
+    """Raise where panels are not what C can read; that their sizes are true, C checks."""
+    data = weight.data
+    if data.dtype != torch.uint8 or data.device.type != "cpu" or not data.is_contiguous():
+        raise ValueError("panels must be contiguous uint8 on the CPU")
+    if weight.scale_dtype not in _DTYPES:
+        raise UnsupportedError(
+            f"scales are {weight.scale_dtype}", hint="use 16-bit floats or float32"
+        )
+    if weight.span > SPAN_MAX:
+        raise UnsupportedError(
+            f"a group has {weight.span} columns", hint=f"the kernels take up to {SPAN_MAX}"
+        )

@@ -1,0 +1,48 @@
+#include "isa.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+/* AMX tiles read the same panels; nobody has written them yet. */
+static const struct uc_isa amx = {.name = "amx"};
+
+static const struct uc_isa *const table[] = {
+    &amx,
+#if defined(__x86_64__)
+    &uc_isa_avx512vnni,
+    &uc_isa_avx2,
+#endif
+    &uc_isa_scalar,
+    NULL,
+};
+
+static _Atomic(const struct uc_isa *) live;
+
+static int usable(const struct uc_isa *isa) {
+    return isa->usable && isa->usable();
+}
+
+const struct uc_isa *uc_isa_live(void) {
+    const struct uc_isa *found = atomic_load(&live);
+    if (!found) {
+        const struct uc_isa *const *entry = table;
+        while (!usable(*entry))
+            entry++;
+        found = *entry;
+        atomic_store(&live, found);
+    }
+    return found;
+}
+
+enum uc_status uc_isa_use(const char *name) {
+    for (const struct uc_isa *const *entry = table; *entry; entry++)
+        if (strcmp((*entry)->name, name) == 0 && usable(*entry)) {
+            atomic_store(&live, *entry);
+            return UC_OK;
+        }
+    return UC_NO_ISA;
+}
+
+const struct uc_isa *uc_isa_at(unsigned index) {
+    return index < sizeof table / sizeof *table ? table[index] : NULL;
+}

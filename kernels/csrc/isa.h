@@ -1,0 +1,35 @@
+/* The instruction sets, and the functions that each one brings.
+ *
+ * A family is told apart by its feature's name: a function is uc_<what>_<isa>. The table in isa.c is
+ * best first and ends with `scalar`, which is the definition: all others give the same bits. A name
+ * that is known but not built, or that this machine cannot run, cannot be chosen.
+ */
+#ifndef UC_ISA_H
+#define UC_ISA_H
+
+#include <stdint.h>
+
+#include "panel.h"
+
+struct uc_isa {
+    const char *name;
+    int (*usable)(void); /* NULL: known, not built */
+    uc_convert *convert;
+    uc_store *store;
+    uc_quantize *quantize;
+    uc_multiply *dots[UC_KINDS];  /* compute="int8" */
+    uc_multiply *exact[UC_KINDS]; /* compute="exact" */
+};
+
+/* The instruction set in use: the best that the machine has, until uc_isa_use. */
+const struct uc_isa *uc_isa_live(void);
+
+/* Choose by name. UC_NO_ISA where the machine lacks it or it is not built. */
+enum uc_status uc_isa_use(const char *name);
+
+/* All names in order, best first; NULL behind the last. */
+const struct uc_isa *uc_isa_at(unsigned index);
+
+extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni;
+
+#endif

@@ -1,0 +1,170 @@
+/* The Python module: parse, check sizes, release the GIL, call through the live table.
+ *
+ * Tensors come as addresses and bytes, so that nothing here knows torch. What is wrong becomes a
+ * ValueError; kernels/cpu.py has checked already what a user can get wrong.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "isa.h"
+#include "pool.h"
+#include "product.h"
+
+typedef unsigned long long address;
+
+#define AT(type, number) ((type *)(uintptr_t)(number))
+
+static PyObject *answer(enum uc_status status) {
+    if (status == UC_OK)
+        Py_RETURN_NONE;
+    if (status == UC_NO_MEMORY)
+        return PyErr_NoMemory();
+    PyErr_SetString(PyExc_ValueError, uc_sentence(status));
+    return NULL;
+}
+
+static PyObject *names(int (*wanted)(const struct uc_isa *)) {
+    PyObject *list = PyList_New(0);
+    const struct uc_isa *isa;
+    for (unsigned i = 0; list && (isa = uc_isa_at(i)) != NULL; i++) {
+        if (!wanted(isa))
+            continue;
+        PyObject *name = PyUnicode_FromString(isa->name);
+        if (!name || PyList_Append(list, name) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    PyObject *tuple = list ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return tuple;
+}
+
+static int is_known(const struct uc_isa *isa) {
+    return isa->name != NULL;
+}
+
+static int is_built(const struct uc_isa *isa) {
+    return isa->usable != NULL;
+}
+
+static int is_usable(const struct uc_isa *isa) {
+    return isa->usable && isa->usable();
+}
+
+static PyObject *known(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return names(is_known);
+}
+
+static PyObject *built(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return names(is_built);
+}
+
+static PyObject *usable(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return names(is_usable);
+}
+
+static PyObject *isa(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return PyUnicode_FromString(uc_isa_live()->name);
+}
+
+static PyObject *use(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name))
+        return NULL;
+    return answer(uc_isa_use(name));
+}
+
+static PyObject *linear(PyObject *self, PyObject *args) {
+    (void)self;
+    address x, weight, bias, out;
+    Py_ssize_t x_bytes, weight_bytes, bias_bytes, out_bytes, tokens;
+    long long rows, columns, group;
+    int dtype, kind, symmetric, scale_dtype, exact;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KnKnKnKnniiLLLiiiI", &x, &x_bytes, &weight, &weight_bytes, &bias,
+                          &bias_bytes, &out, &out_bytes, &tokens, &dtype, &kind, &rows, &columns,
+                          &group, &symmetric, &scale_dtype, &exact, &threads))
+        return NULL;
+    struct uc_layout layout;
+    enum uc_status status =
+        uc_layout_of(&layout, kind, rows, columns, group, symmetric, scale_dtype);
+    if (status != UC_OK)
+        return answer(status);
+    if (x_bytes < 0 || tokens < 0)
+        return answer(UC_BAD_INPUT_BYTES);
+    struct uc_product product = {.x = AT(const uint8_t, x),
+                                 .x_bytes = (size_t)x_bytes,
+                                 .weight = AT(const uint8_t, weight),
+                                 .weight_bytes = (size_t)weight_bytes,
+                                 .bias = AT(const uint8_t, bias),
+                                 .bias_bytes = (size_t)bias_bytes,
+                                 .out = AT(uint8_t, out),
+                                 .out_bytes = (size_t)out_bytes,
+                                 .tokens = (size_t)tokens,
+                                 .dtype = dtype,
+                                 .exact = exact != 0,
+                                 .threads = threads ? threads : 1};
+    Py_BEGIN_ALLOW_THREADS
+    status = uc_linear(&layout, &product);
+    Py_END_ALLOW_THREADS
+    return answer(status);
+}
+
+static PyObject *block(PyObject *self, PyObject *args) {
+    (void)self;
+    address codes, scales, zeros, data;
+    Py_ssize_t codes_bytes, scales_bytes, zeros_bytes, data_bytes;
+    long long rows, columns, group;
+    int kind, symmetric, scale_dtype;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KnKnKnKniLLLiiI", &codes, &codes_bytes, &scales, &scales_bytes,
+                          &zeros, &zeros_bytes, &data, &data_bytes, &kind, &rows, &columns, &group,
+                          &symmetric, &scale_dtype, &threads))
+        return NULL;
+    struct uc_layout layout;
+    enum uc_status status =
+        uc_layout_of(&layout, kind, rows, columns, group, symmetric, scale_dtype);
+    if (status != UC_OK)
+        return answer(status);
+    size_t wide = layout.rows * layout.groups;
+    if ((size_t)codes_bytes != layout.rows * layout.columns ||
+        (size_t)scales_bytes != wide * uc_bytes_of(layout.scale_dtype) ||
+        (size_t)zeros_bytes != (layout.symmetric ? 0 : wide))
+        return answer(UC_BAD_INPUT_BYTES);
+    if ((size_t)data_bytes != layout.bytes)
+        return answer(UC_BAD_WEIGHT_BYTES);
+    Py_BEGIN_ALLOW_THREADS
+    status = uc_block(&layout, AT(const int8_t, codes), AT(const uint8_t, scales),
+                      AT(const int8_t, zeros), AT(uint8_t, data), threads);
+    Py_END_ALLOW_THREADS
+    return answer(status);
+}
+
+static PyMethodDef methods[] = {
+    {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
+    {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
+    {"usable", usable, METH_NOARGS, "Return those that this machine can run."},
+    {"isa", isa, METH_NOARGS, "Return the name of the instruction set in use."},
+    {"use", use, METH_VARARGS, "Choose an instruction set by name."},
+    {"linear", linear, METH_VARARGS, "Multiply activations with a weight in panels."},
+    {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_cpu", "Products with quantized weights on the CPU.", -1, methods,
+    NULL,                  NULL,   NULL,                                          NULL,
+};
+
+PyMODINIT_FUNC PyInit__cpu(void) {
+    PyObject *self = PyModule_Create(&module);
+    if (self)
+        uc_pool_prepare();
+    return self;
+}

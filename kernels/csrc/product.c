@@ -1,0 +1,145 @@
+#include "product.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "isa.h"
+#include "pool.h"
+
+enum {
+    CHUNK_BYTES = 768 << 10, /* of activations at once: they stay in the second cache */
+    CHUNK_TOKENS = 2 * UC_TOKENS,
+    GRAIN_BYTES = 64 << 10, /* of weights between two looks at the pool */
+    GRAIN_VALUES = 16 << 10 /* of activations, likewise */
+};
+
+struct run {
+    const struct uc_layout *layout;
+    const struct uc_product *product;
+    const struct uc_isa *isa;
+    size_t start; /* first token of the chunk */
+    size_t count; /* tokens of the chunk */
+    size_t pitch; /* elements from token to token */
+    int8_t *codes;
+    float *values, *scales;
+    int32_t *sums;
+};
+
+/* Lay tokens first..end-1 of the chunk out in spans, as int8 or float32. */
+static void prepare(void *context, size_t first, size_t end) {
+    const struct run *run = context;
+    const struct uc_layout *layout = run->layout;
+    const size_t wide = uc_bytes_of((enum uc_dtype)run->product->dtype);
+    float part[UC_SPAN_MAX];
+    for (size_t t = first; t < end; t++) {
+        const uint8_t *row = run->product->x + (run->start + t) * layout->columns * wide;
+        for (size_t span = 0; span < layout->spans; span++) {
+            size_t from = span * layout->span, left = layout->columns - from;
+            size_t own = left < layout->span ? left : layout->span;
+            size_t at = t * run->pitch + span * layout->span_columns;
+            size_t pad =
+                uc_lines_of(layout, span) * UC_LANE * uc_digits(layout->kind) - own;
+            float *values = run->product->exact ? run->values + at : part;
+            run->isa->convert((enum uc_dtype)run->product->dtype, row + from * wide, own, values);
+            if (run->product->exact) {
+                memset(values + own, 0, pad * sizeof(float));
+            } else {
+                size_t index = t * layout->spans + span;
+                run->isa->quantize(values, own, run->codes + at, run->scales + index,
+                                   run->sums + index);
+                memset(run->codes + at + own, 0, pad);
+            }
+        }
+    }
+}
+
+/* Multiply panels first..end-1 with all tokens of the chunk. */
+static void multiply(void *context, size_t first, size_t end) {
+    const struct run *run = context;
+    const struct uc_layout *layout = run->layout;
+    const struct uc_product *product = run->product;
+    const enum uc_dtype dtype = (enum uc_dtype)product->dtype;
+    uc_multiply *const own = (product->exact ? run->isa->exact : run->isa->dots)[layout->kind];
+    float tile[UC_TOKENS * UC_ROWS];
+    for (size_t panel = first; panel < end; panel++) {
+        const uint8_t *data = product->weight + panel * layout->panel_bytes;
+        size_t row = panel * UC_ROWS, left = layout->rows - row;
+        size_t rows = left < UC_ROWS ? left : UC_ROWS;
+        for (size_t t = 0; t < run->count; t += UC_TOKENS) {
+            size_t count = run->count - t < UC_TOKENS ? run->count - t : UC_TOKENS;
+            struct uc_tokens tokens = {run->codes ? run->codes + t * run->pitch : NULL,
+                                       run->values ? run->values + t * run->pitch : NULL,
+                                       run->scales ? run->scales + t * layout->spans : NULL,
+                                       run->sums ? run->sums + t * layout->spans : NULL,
+                                       run->pitch};
+            own(layout, data, &tokens, count, tile);
+            for (size_t i = 0; i < count; i++) {
+                float *values = tile + i * UC_ROWS;
+                for (size_t r = 0; product->bias && r < rows; r++) {
+                    float bias;
+                    memcpy(&bias, product->bias + (row + r) * sizeof bias, sizeof bias);
+                    values[r] += bias;
+                }
+                size_t at = (run->start + t + i) * layout->rows + row;
+                run->isa->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
+            }
+        }
+    }
+}
+
+static enum uc_status check(const struct uc_layout *layout, const struct uc_product *product) {
+    if (product->dtype < 0 || product->dtype >= UC_DTYPES)
+        return UC_BAD_DTYPE;
+    size_t wide = uc_bytes_of((enum uc_dtype)product->dtype);
+    if (product->weight_bytes != layout->bytes)
+        return UC_BAD_WEIGHT_BYTES;
+    if (product->tokens > SIZE_MAX / wide / layout->columns ||
+        product->x_bytes != product->tokens * layout->columns * wide)
+        return UC_BAD_INPUT_BYTES;
+    if (product->tokens > SIZE_MAX / wide / layout->rows ||
+        product->out_bytes != product->tokens * layout->rows * wide)
+        return UC_BAD_OUTPUT_BYTES;
+    if (product->bias && product->bias_bytes != layout->rows * sizeof(float))
+        return UC_BAD_BIAS_BYTES;
+    return UC_OK;
+}
+
+/* How many of a size fit in some bytes, at least one. */
+static size_t grain_of(size_t most, size_t size) {
+    return size < most ? most / size : 1;
+}
+
+enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product *product) {
+    enum uc_status status = check(layout, product);
+    if (status != UC_OK || product->tokens == 0)
+        return status;
+    struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
+    /* An odd number of lines from token to token: else all tokens fall into the same few sets of
+     * the first cache. */
+    run.pitch = ((layout->padded + UC_LINE - 1) / UC_LINE | 1) * UC_LINE;
+    size_t row = run.pitch * (product->exact ? sizeof(float) : 1);
+    size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
+    chunk = chunk > CHUNK_TOKENS ? chunk : CHUNK_TOKENS;
+    chunk = chunk < product->tokens ? chunk : product->tokens;
+    size_t rows_bytes = (chunk * row + UC_LINE - 1) / UC_LINE * UC_LINE;
+    size_t scales = chunk * layout->spans;
+    uint8_t *memory = aligned_alloc(UC_LINE, rows_bytes + (scales * 8 / UC_LINE + 1) * UC_LINE);
+    if (!memory)
+        return UC_NO_MEMORY;
+    if (product->exact) {
+        run.values = (float *)(void *)memory;
+    } else {
+        run.codes = (int8_t *)memory;
+        run.scales = (float *)(void *)(memory + rows_bytes);
+        run.sums = (int32_t *)(void *)(run.scales + scales);
+    }
+    for (run.start = 0; run.start < product->tokens; run.start += chunk) {
+        size_t left = product->tokens - run.start;
+        run.count = left < chunk ? left : chunk;
+        uc_run(product->threads, run.count, grain_of(GRAIN_VALUES, layout->columns), prepare, &run);
+        uc_run(product->threads, layout->panels, grain_of(GRAIN_BYTES, layout->panel_bytes),
+               multiply, &run);
+    }
+    free(memory);
+    return UC_OK;
+}
