@@ -1,7 +1,7 @@
 """Run a causal model one decoder layer at a time and gather statistics of its linears' inputs.
 
 Only one layer's weights are in memory; hidden states lie in a file that the operating system
-caches, so that memory is bounded by a batch and an interrupted run finds them again. The model's
+caches, so that an interrupted run finds them again. The model's
 own code computes everything: embeddings, masks and position embeddings come from its forward pass
 with every layer replaced by a recorder, and each layer is then called with what it was given.
 Within a layer the statistics are gathered step by step (q, k, v, then o, then gate and up, then
@@ -9,7 +9,7 @@ down), so every linear is solved for inputs that the already compressed linears 
 
 No product is computed twice. Steps come in pairs (`models.py`): what q, k and v give reaches the
 rest of the layer only through what o reads, and so with gate, up and down. What the second of a
-pair reads is kept in a file when its statistics are gathered; in later passes the module that owns
+pair reads is kept when its statistics are gathered; in later passes the module that owns
 the pair (attention, MLP) answers with the second linear of what was kept, and nothing else is run;
 that answer is kept in its turn where another pass will want it.
 
@@ -21,7 +21,6 @@ where the processor has instructions for it, and so do the second moments of wha
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -34,9 +33,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from unicomp.checkpoint import check_finite
 from unicomp.compress.method import Stats
 from unicomp.compress.moments import Moments
-from unicomp.compress.states import HiddenStates, as_bytes, overwritten, write_all
+from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
 from unicomp.models import Layer, Linear, Model, Part
+
+Put = Callable[[Tensor], None]
 
 
 class Weights(Protocol):
@@ -124,7 +125,7 @@ class Decoder:
     config   config.json, without any quantization_config
     weights  where plain weights are read from
     batch    windows that are computed together
-    scratch  folder for what the linears of a layer read
+    scratch  folder for what is kept of a layer; None: it is kept in memory
     half     linears multiply in bfloat16
     """
 
@@ -135,7 +136,7 @@ class Decoder:
         weights: Weights,
         *,
         batch: int,
-        scratch: Path,
+        scratch: Path | None,
         half: bool = False,
     ) -> None:
         self.model = model
@@ -285,10 +286,10 @@ class Decoder:
         """
         with contextlib.ExitStack() as stack:
             for inner, target in inputs.items():
-                file = stack.enter_context(target.path.open("wb", buffering=0))
+                put = stack.enter_context(target.filling())
 
-                def keep(_: nn.Module, args: tuple[Any, ...], file: FileIO = file) -> None:
-                    write_all(file, as_bytes(args[0].float()))
+                def keep(_: nn.Module, args: tuple[Any, ...], put: Put = put) -> None:
+                    put(args[0])
 
                 handle = module.get_submodule(inner).register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
@@ -321,11 +322,11 @@ class Decoder:
         totals = [Moments(linears[0].shape[1], sums, original is not None) for linears in shared]
         with contextlib.ExitStack() as stack:
             turn = stack.enter_context(self._playing(layer, module, reach))
-            file = None
+            put = None
             if first.expert is None and reach % 2:
                 shape = (*states.shape[:2], first.shape[1])
-                kept = HiddenStates(self.scratch / f"kept-{first.inner}.bin", shape, self._dtype)
-                file = stack.enter_context(overwritten(kept.path))
+                kept = self._room(f"kept-{first.inner}", shape, self._dtype)
+                put = stack.enter_context(kept.filling())
             for batch in states.batches(self.batch):
                 turn()
                 found = {
@@ -333,12 +334,12 @@ class Decoder:
                     for position, seen in self._inputs(layer, module, shared, batch).items()
                 }
                 other = None if others is None else next(others)
-                if file is not None:
-                    write_all(file, as_bytes(found[0]))
+                if put is not None:
+                    put(found[0])
                 for position, total in enumerate(totals):
                     if position in found:
                         total.add(found[position].to(sums), other)
-        if file is not None:
+        if put is not None:
             self._kept[first.inner] = kept
         return [total.stats() for total in totals]
 
@@ -375,20 +376,21 @@ class Decoder:
             return lambda given: given.new_zeros(*given.shape[:-1], features)
 
         def owner_of(linear: nn.Module, inner: str, pair: int) -> Callable[..., object]:
-            file = None
-            if inner not in self._answers and reach < len(layer.steps):
+            put = None
+            if inner in self._kept and reach < len(layer.steps):
                 exact = isinstance(linear, _HalfLinear) and linear.bias is None
                 shape = (*self._kept[inner].shape[:2], layer.steps[2 * pair + 1][0][0].shape[0])
                 dtype = torch.bfloat16 if exact else torch.float32
-                made[inner] = HiddenStates(self.scratch / f"answer-{inner}.bin", shape, dtype)
-                file = files.enter_context(overwritten(made[inner].path))
+                made[inner] = self._room(f"answer-{inner}", shape, dtype)
+                put = files.enter_context(made[inner].filling())
 
             def forward(*_: object, **__: object) -> object:
                 found = current[inner]
-                if inner not in self._answers:
+                if inner in self._kept:
                     found = linear(found)
-                    if file is not None:
-                        write_all(file, as_bytes(found.to(made[inner].dtype)))
+                    if put is not None:
+                        put(found)
+                found = found.float()
                 return found if pair else (found, None)  # attention has its weights to show
 
             return forward
@@ -396,9 +398,10 @@ class Decoder:
         made: dict[str, HiddenStates] = {}
         for index in range(1, reach, 2):
             inner = layer.steps[index][0][0].inner
-            if inner not in self._kept:
+            stream = self._kept.get(inner) or self._answers.get(inner)
+            if stream is None:
                 continue
-            streams[inner] = self._answers.get(inner, self._kept[inner]).batches(self.batch)
+            streams[inner] = stream.batches(self.batch)
             linear = module.get_submodule(inner)
             owner = inner.rpartition(".")[0]
             if owner:
@@ -417,7 +420,14 @@ class Decoder:
         finally:
             for target in changed:
                 del target.__dict__["forward"]
-        self._answers |= made
+        for inner, answers in made.items():  # they stand for what was kept
+            self._answers[inner] = answers
+            del self._kept[inner]
+
+    def _room(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> HiddenStates:
+        """Return room for what all windows have at one place of a layer."""
+        path = None if self.scratch is None else self.scratch / f"{name}.bin"
+        return HiddenStates(path, shape, dtype)
 
     def _inputs(
         self,

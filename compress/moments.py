@@ -12,32 +12,32 @@ class Moments:
     """Running sums of one input's second moments, upper triangle only."""
 
     STRIP = 256  # columns a product; the strips below the diagonal are skipped
-    TOKENS = 2048  # tokens a product in bfloat16
+    TOKENS = 2048  # tokens a product in bfloat16, and of the first, in float32
+    FIRST = 256
 
     def __init__(self, columns: int, dtype: torch.dtype, cross: bool) -> None:
         self.tokens = 0
-        self.products = 0
         self.dtype = dtype
         self.second = torch.zeros(columns, columns)
         self.cross = torch.zeros(columns, columns) if cross else None
 
     def add(self, inputs: Tensor, original: Tensor | None) -> None:
         """Take up some tokens: `inputs` [tokens, columns] in `dtype`, `original` in float32."""
-        self.tokens += len(inputs)
         drift = None
         if self.cross is not None and original is not None:
             drift = (original.reshape(inputs.shape) - inputs).to(self.dtype)
-        for at in range(0, len(inputs), self.TOKENS):
-            some = inputs[at : at + self.TOKENS]
+        at = 0
+        while at < len(inputs):
+            some = inputs[at : at + (self.TOKENS if self.tokens else self.FIRST)]
             for start in range(0, inputs.shape[1], self.STRIP):
                 stop = start + self.STRIP
                 total = self.second[start:stop, start:]
-                _add_product(total, some[:, start:stop].T, some[:, start:], self.products)
+                _add_product(total, some[:, start:stop].T, some[:, start:], self.tokens)
             if drift is not None:
-                _add_product(
-                    cast(Tensor, self.cross), drift[at : at + self.TOKENS].T, some, self.products
-                )
-            self.products += 1
+                moved = drift[at : at + len(some)]
+                _add_product(cast(Tensor, self.cross), moved.T, some, self.tokens)
+            self.tokens += len(some)
+            at += len(some)
 
     def stats(self) -> Stats:
         """Return the means."""
@@ -54,15 +54,15 @@ class Moments:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, before: int) -> None:
-    """Add a product to a float32 total in place.
+    """Add the product of some tokens to a float32 total of `before` tokens, in place.
 
     Products of bfloat16 come out rounded to bfloat16, too coarse for a Hessian. So what is computed
-    is the difference from the mean of the products before (`before` many; of the first, from
-    itself), which is small, and so is its rounding.
+    is the difference from what as many tokens gave on average before, which is small, and so is its
+    rounding. The first tokens, few, are multiplied in float32.
     """
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
+    if left.dtype == total.dtype or not before:
+        total.addmm_(left.float(), right.float())
         return
-    usual = (total / before).to(left.dtype) if before else left @ right
+    usual = (total * (len(right) / before)).to(left.dtype)
     total += usual
     total += torch.addmm(usual, left, right, beta=-1)

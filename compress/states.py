@@ -1,10 +1,11 @@
-"""Activations of all calibration windows, in files that the operating system caches.
+"""Activations of all calibration windows: in files that the operating system caches, or in memory.
 
-Memory then holds a batch of them, and an interrupted run finds them again.
+With a file, memory holds a batch of them, and an interrupted run finds them again.
 """
 
+import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, cast
@@ -16,33 +17,47 @@ from unicomp.errors import CheckpointError
 
 
 class HiddenStates:
-    """Hidden states of every calibration window, in a file.
+    """What every calibration window has at one place of the model.
 
-    path    the file; made when written first
+    path    the file, made when written first; None: in memory
     shape   (windows, seq_len, hidden)
     dtype   float32 or bfloat16
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
+        self,
+        path: Path | None,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.path = path
+        self._file = path
+        self._held = torch.empty(shape, dtype=dtype) if path is None else None
         self.shape = shape
         self.dtype = dtype
 
     @property
+    def path(self) -> Path:
+        """The file; ValueError where there is none."""
+        if self._file is None:
+            raise ValueError("held in memory")
+        return self._file
+
+    @property
     def nbytes(self) -> int:
-        """The file's size in bytes once it is whole."""
+        """The size in bytes once it is whole."""
         windows, seq_len, width = self.shape
         return windows * seq_len * width * self.dtype.itemsize
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield the windows in order, `size` at a time: [size, seq_len, hidden]."""
+        if self._held is not None:
+            yield from torch.split(self._held, size)
+            return
         windows, seq_len, width = self.shape
         with self.path.open("rb", buffering=0) as file:
             for start in range(0, windows, size):
                 batch = torch.empty(min(size, windows - start), seq_len, width, dtype=self.dtype)
-                view = as_bytes(batch)
+                view = _bytes(batch)
                 while view:
                     got = file.readinto(view)
                     if not got:
@@ -53,14 +68,32 @@ class HiddenStates:
                     view = view[got:]
                 yield batch
 
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[Callable[[Tensor], None]]:
+        """Give what takes the windows, in order, in batches: [size, seq_len, hidden] or flat."""
+        at = 0
+
+        def hold(batch: Tensor) -> None:
+            nonlocal at
+            whole = batch.reshape(-1, *self.shape[1:])
+            cast(Tensor, self._held)[at : at + len(whole)] = whole
+            at += len(whole)
+
+        if self._held is not None:
+            yield hold
+            return
+        self.path.touch()  # the pages that a file has are cheaper to overwrite than new ones
+        with self.path.open("r+b", buffering=0) as file:
+            yield lambda batch: _write_all(file, _bytes(batch.to(self.dtype)))
+
     def write(self, batches: Iterator[Tensor]) -> int:
-        """Write every window, in order; return the crc32 of the file's bytes."""
+        """Write every window to the file, in order; return the crc32 of its bytes."""
         crc = 0
         with self.path.open("wb", buffering=0) as file:
             for batch in batches:
-                view = as_bytes(batch)
+                view = _bytes(batch)
                 crc = zlib.crc32(view, crc)
-                write_all(file, view)
+                _write_all(file, view)
         return crc
 
     def crc32(self) -> int | None:
@@ -74,19 +107,13 @@ class HiddenStates:
         return crc
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor; of its own memory if it is contiguous."""
     plain = tensor.contiguous().view(-1).view(torch.uint8)
     return memoryview(cast(Any, plain.numpy())).cast("B")
 
 
-def overwritten(path: Path) -> FileIO:
-    """Open a scratch file to write it anew; the pages that it has are cheaper than new ones."""
-    path.touch()
-    return path.open("r+b", buffering=0)
-
-
-def write_all(file: FileIO, view: memoryview) -> None:
+def _write_all(file: FileIO, view: memoryview) -> None:
     """Write all of it, however many calls that takes."""
     while view:
         view = view[file.write(view) :]

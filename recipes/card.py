@@ -65,7 +65,16 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         lines += ["", "## Notes", ""]
         lines += [f"- {count} linears: {why}" for why, count in sorted(fallbacks.items())]
         lines += [f"- {note}" for note in manifest.notes]
-    lines += ["", "## Load", "", LOAD[plan.recipe.format], ""]
+    lines += ["", "## Load", ""]
+    lines += [f"- {name} does not load it: {why}" for name, why in plan.loaders.items() if why]
+    if plan.loaders.get("transformers") is None:
+        lines += [LOAD[plan.recipe.format], ""]
+    else:
+        lines += [
+            "",
+            "`unicomp generate` runs it; `--target transformers` makes one that loads.",
+            "",
+        ]
     lines += [
         "`unicomp.json` holds every module's error, the hashes of the source files and of these;",
         "`unicomp verify` compares them. `recipe.yaml` made it. The licence is that of the source.",

@@ -7,6 +7,7 @@ is declined. Operations are counted products; divided by a measured rate they gi
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +27,26 @@ from unicomp.recipes.schema import Recipe
 IMPORTS = 640 << 20
 # Tokens computed together where memory allows: enough for matrix products at full speed.
 BATCH_TOKENS = 2048
+# Most bytes of a layer's inputs that are kept in memory, where files are slower but would do.
+HELD = 512 << 20
 # Temporaries of a layer's forward pass, as copies of its widest activation.
 LIVE_ACTIVATIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The forecast of a run's memory, and what was chosen for it.
+
+    parts         bytes by name; their sum is the forecast
+    batch         windows that are computed together
+    moment_bytes  most that one pass's statistics may take
+    held          what is kept of a layer stays in memory
+    """
+
+    parts: Mapping[str, int]
+    batch: int
+    moment_bytes: int
+    held: bool
 
 
 def hidden_bytes(
@@ -36,17 +55,18 @@ def hidden_bytes(
     dense: DenseSource,
     model: Model,
     schemes: Mapping[str, Scheme],
+    held: bool,
 ) -> int:
     """Return what states of all windows take on disk at once.
 
-    A layer's input and output, what the second of each pair of steps reads and answers; where the
+    A layer's input and output, and what is kept of it where that is not `held` in memory; where the
     uncompressed model runs beside, once more the states, and what its linears read.
     """
     if not method.wants() or recipe.calibration is None:
         return 0
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
     width = hidden_size(dense.config)
-    columns = 2 * width + max(sum(width + i for i in _kept(layer)) for layer in model.layers)
+    columns = 2 * width + (0 if held else kept_columns(model, width))
     if Need.CROSS in method.wants():
         kept = max(sum(compared(layer, schemes).values()) for layer in model.layers)
         columns += 2 * width + kept
@@ -69,10 +89,12 @@ def memory(
     schemes: Mapping[str, Scheme],
     limit: int | None,
     reads: bool,
-) -> tuple[dict[str, int], int, int]:
-    """Return the parts of the forecast, the windows of a batch and the bytes of moments a pass.
+    half: bool,
+) -> Memory:
+    """Forecast the memory, choosing what keeps it under the limit.
 
     reads  whether model and source are loaded whole to score them
+    half   linears multiply in bfloat16
     """
     if reads:
         models = 2 * 4 * sum(torch.Size(info.shape).numel() for info in dense.tensors.values())
@@ -81,15 +103,16 @@ def memory(
         logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
         scoring = {"imports": IMPORTS, "scored models": models, "logits": logits}
         _decline(sum(scoring.values()), limit, "a shorter list under `score`")
-        rest = memory(recipe, method, dense, model, schemes, limit, False)
-        return max((scoring, rest[0]), key=lambda parts: sum(parts.values())), *rest[1:]
+        rest = memory(recipe, method, dense, model, schemes, limit, False, half)
+        parts = max((scoring, rest.parts), key=lambda parts: sum(parts.values()))
+        return replace(rest, parts=parts)
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
     if not method.wants() or recipe.calibration is None:
         parts = {"imports": IMPORTS, "solver": _solver_bytes(method, model, schemes)}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
-        return parts, 1, 0
+        return Memory(parts, 1, 0, False)
     cross = Need.CROSS in method.wants()
     seq_len, samples = recipe.calibration.seq_len, recipe.calibration.samples
     inputs = [
@@ -109,23 +132,29 @@ def memory(
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
     }
 
-    def forecast(batch: int, moments: int) -> dict[str, int]:
+    columns = kept_columns(model, hidden_size(dense.config))
+    kept = samples * seq_len * columns * (2 if half else 4)
+
+    def forecast(batch: int, moments: int, held: bool) -> dict[str, int]:
         tokens = batch * seq_len
         heads = int(dense.config.get("num_attention_heads", dense.config.get("n_head", 1)))
         attention = batch * heads * seq_len * seq_len * 4
         live = LIVE_ACTIVATIONS * tokens * widest * 4 + attention
-        return fixed | {"statistics": moments, "activations": live}
+        found = fixed | {"statistics": moments, "activations": live}
+        return found | ({"kept inputs": kept} if held else {})
 
     best = max(1, min(samples, BATCH_TOKENS // seq_len))
-    options = [(best, min(together, max(least, 4 << 30)))]
+    options = [(best, min(together, max(least, 4 << 30)), False)]
     while options[-1][0] > 1:
-        options.append((options[-1][0] // 2, options[-1][1]))
+        options.append((options[-1][0] // 2, *options[-1][1:]))
     if together > least:
-        options.append((1, least))
-    for batch, moments in options:
-        found = forecast(batch, moments)
+        options.append((1, least, False))
+    if kept <= HELD:
+        options.insert(0, (*options[0][:2], True))
+    for batch, moments, held in options:
+        found = forecast(batch, moments, held)
         if limit is None or sum(found.values()) <= limit:
-            return found, batch, moments
+            return Memory(found, batch, moments, held)
     _decline(sum(forecast(*options[-1]).values()), limit)
     raise AssertionError("declined")
 
@@ -156,9 +185,15 @@ def _solver_bytes(method: QuantizeMethod, model: Model, schemes: Mapping[str, Sc
     )
 
 
-def _kept(layer: Layer) -> list[int]:
-    """Return the widths of what the second of each pair of steps reads; experts keep nothing."""
-    return [step[0][0].shape[1] for step in layer.steps[1::2] if step[0][0].expert is None]
+def kept_columns(model: Model, width: int) -> int:
+    """Return the columns of what is kept of a layer; experts keep nothing.
+
+    That is what the second of each pair of steps reads, and of the first pairs what it answers.
+    """
+    return max(
+        sum(width + step[0][0].shape[1] for step in layer.steps[1::2] if step[0][0].expert is None)
+        for layer in model.layers
+    )
 
 
 def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from unicomp import machine
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.compress.method import QuantizeMethod
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
@@ -61,8 +62,11 @@ class Plan:
     fates           name -> what becomes of it, for every tensor, in the order of the output
     schemes         module -> scheme, for every linear that is quantized
     stacked         layers whose dense experts are written as two 3-D tensors
+    loaders         loader -> why it does not take the output, None: it does
     batch           calibration windows computed together
     moment_bytes    most memory that one pass's statistics may take
+    held            what is kept of a layer stays in memory
+    half            linears multiply in bfloat16 while the calibration text runs through them
     memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
     disk_bytes      most that the run takes on disk, the output included
     scored          axes that the result is scored on, against the source
@@ -80,8 +84,11 @@ class Plan:
     fates: Mapping[str, Fate]
     schemes: Mapping[str, Scheme]
     stacked: frozenset[int]
+    loaders: Mapping[str, str | None]
     batch: int
     moment_bytes: int
+    held: bool
+    half: bool
     memory: Mapping[str, int]
     disk_bytes: int
     operations: float
@@ -205,6 +212,7 @@ class Plan:
             "batch": self.batch,
             "seconds": self.seconds,
             "basis": self.basis,
+            "loaders": dict(self.loaders),
             "notes": list(self.notes),
             "tensors": [
                 {
@@ -264,9 +272,8 @@ def plan(
             hint="see `unicomp plan` for each module's reason",
         )
     scored, held_out = _scored(recipe, source)
-    parts, batch, moments = memory(
-        recipe, method, dense, description, schemes, max_memory, bool(held_out)
-    )
+    half = _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
+    chosen = memory(recipe, method, dense, description, schemes, max_memory, bool(held_out), half)
     products = operations(recipe, method, dense, description, schemes)
     rate = measured_rate()
     out = sum(fate.bytes_out for fate in fates.values())
@@ -280,19 +287,32 @@ def plan(
         model=description,
         format=settled.format,
         stacked=_stacked(description, settled),
+        loaders=settled.loaders,
         fates=fates,
         schemes=schemes,
-        batch=batch,
-        moment_bytes=moments,
-        memory=parts,
-        disk_bytes=out + hidden_bytes(recipe, method, dense, description, schemes),
+        batch=chosen.batch,
+        moment_bytes=chosen.moment_bytes,
+        held=chosen.held,
+        half=half,
+        memory=chosen.parts,
+        disk_bytes=out + hidden_bytes(recipe, method, dense, description, schemes, chosen.held),
         operations=products,
         seconds=products / rate,
         basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
         "a float32 product of 768 measured just now",
         scored=scored,
         held_out=held_out,
-        notes=tuple([*dense.notes, *_notes(description, method, recipe, fates, source)]),
+        notes=tuple(
+            [
+                *dense.notes,
+                *_notes(description, method, recipe, fates, source),
+                *(
+                    f"{name} does not load it: {why}"
+                    for name, why in settled.loaders.items()
+                    if why
+                ),
+            ]
+        ),
     )
 
 

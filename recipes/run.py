@@ -248,8 +248,8 @@ def _layers(work: _Work) -> None:
             plan.dense.config,
             plan.dense,
             batch=plan.batch,
-            scratch=work.journal.folder,
-            half=plan.dtype == "BF16" and machine.multiplies_bfloat16(),
+            scratch=None if plan.held else work.journal.folder,
+            half=plan.half,
         )
         if not _recover(work, decoder, done, streams):
             work.show(Progress("prepare", 0, 0, "", note="hidden states are lost: starting over"))

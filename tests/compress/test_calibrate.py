@@ -35,12 +35,12 @@ class Files:
         return self.tensors[name][:] if rows is None else self.tensors[name][rows]
 
 
-def opened(folder: Path, batch: int = 2) -> tuple[Model, Decoder]:
+def opened(folder: Path, batch: int = 2, held: bool = False) -> tuple[Model, Decoder]:
     """Return the description and the decoder of a checkpoint in one file."""
     files = Files(folder)
     config = json.loads((folder / "config.json").read_text())
     model = describe(config, files.shapes())
-    return model, Decoder(model, config, files, batch=batch, scratch=folder)
+    return model, Decoder(model, config, files, batch=batch, scratch=None if held else folder)
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
@@ -107,23 +107,25 @@ def test_statistics_are_the_second_moments_of_the_inputs(
             assert not torch.allclose(2 * stats.hessian.double(), expected, rtol=1e-2)
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_what_was_kept_stands_for_what_was_computed(
-    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
+    arch: str, held: bool, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """After each step is changed, statistics and outputs are those of a plain forward pass."""
     folder = tiny_model(arch)
     ids = torch.randint(4, 60, (5, 24), generator=torch.Generator().manual_seed(3))
-    model, decoder = opened(folder)
+    model, decoder = opened(folder, held=held)
     layer = model.layers[-1]
     module = decoder.load(layer)
     states = HiddenStates(tmp_path / "0", (5, 24, layer.steps[0][0][0].shape[1]))
     states.write(decoder.embed(ids))
     for step in layer.steps:
         played = decoder.statistics(layer, module, step, states)
-        kept, decoder._kept = decoder._kept, {}
+        played_from = decoder._kept, decoder._answers
+        decoder._kept, decoder._answers = {}, {}
         plain = decoder.statistics(layer, module, step, states)
-        decoder._kept = kept
+        decoder._kept, decoder._answers = played_from
         for one, other in zip(played, plain, strict=True):
             assert one.tokens == other.tokens
             assert one.hessian is not None
@@ -135,7 +137,7 @@ def test_what_was_kept_stands_for_what_was_computed(
                 decoder.replace(module, linear, weight + 0.05 * torch.randn_like(weight))
     after = HiddenStates(tmp_path / "1", states.shape)
     decoder.outputs(layer, module, states, after)
-    assert decoder._kept
+    assert decoder._kept or decoder._answers
     for batch, got in zip(states.batches(2), after.batches(2), strict=True):
         wanted = decoder.forward(module, layer, batch)
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
