@@ -77,6 +77,13 @@ def isa(backend: str) -> str | None:
     return str(_door()[0].isa()) if backend == "cpu" else None
 
 
+def set_threads(count: int | None) -> None:
+    """Let the C extension, where there is one, use this many threads; None: as it chooses."""
+    door, _ = _door()
+    if door is not None:
+        door.set_threads(count)
+
+
 def allocate(nbytes: int) -> Tensor:
     """Return uint8 [nbytes] for weights, not filled, in huge pages where the system has them."""
     door, _ = _door()
@@ -103,7 +110,7 @@ def multiply(
     """Multiply activations with a weight in panels, and add a bias.
 
     x        floating [..., in]
-    bias     floating [out], or None
+    bias     floating [out], or None; added in float32, before the one rounding
     backend  what `choose` returned
     returns  [..., out] in the dtype of x, with no history for gradients
     """
@@ -111,12 +118,13 @@ def multiply(
         raise ValueError(f"an input of width {x.shape[-1]} for a weight {list(weight.shape)}")
     if x.device.type not in BACKENDS:
         choose(device=x.device.type)
+    wide = None if bias is None else bias.float()
     if backend == "cpu":
-        product: Tensor = _door()[0].linear(x, weight, bias, compute=compute)
-        return product
+        found: Tensor = _door()[0].linear(x, weight, wide, compute=compute)
+        return found
     with torch.no_grad():
-        product = blocked.linear(x, weight, compute=compute)
-        return product if bias is None else product.add_(bias)
+        product = blocked.linear(x.float(), weight, compute=compute)
+        return (product if wide is None else product.add_(wide)).to(x.dtype)
 
 
 @torch.library.custom_op("unicomp::packed_linear", mutates_args=())

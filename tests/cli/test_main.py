@@ -14,13 +14,14 @@ import pytest
 import typer
 
 from unicomp import __version__
-from unicomp.cli import main, recipes, show
+from unicomp.cli import bench, main, recipes, show
 from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
 
 COMMANDS = "run quantize plan inspect verify score generate env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
-SLOW = {"run", "quantize", "score"}
+BENCH = ["bench model", "bench kernels"]
+SLOW = {"run", "quantize", "score", *BENCH}
 
 Capture = pytest.CaptureFixture[str]
 
@@ -48,10 +49,10 @@ def help_of(command: str, capsys: Capture) -> str:
 def test_help_names_every_command(capsys: Capture) -> None:
     out = help_of("", capsys)
     named = re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.MULTILINE)
-    assert set(named) == {*COMMANDS, "recipes"}
+    assert set(named) == {*COMMANDS, "bench", "recipes"}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *RECIPES])
+@pytest.mark.parametrize("command", [*COMMANDS, *RECIPES, *BENCH])
 def test_help_ends_with_an_example_and_has_the_common_options(
     command: str, capsys: Capture
 ) -> None:
@@ -63,7 +64,8 @@ def test_help_ends_with_an_example_and_has_the_common_options(
 
 def examples() -> Iterator[Any]:
     """The example of every command, those that take seconds marked as slow."""
-    for group, prefix in ((main.app, ""), (recipes.app, "recipes ")):
+    groups = ((main.app, ""), (recipes.app, "recipes "), (bench.app, "bench "))
+    for group, prefix in groups:
         for command in group.registered_commands:
             name = f"{prefix}{command.name}"
             line = (command.epilog or "").partition("Example: ")[2]

@@ -120,6 +120,15 @@ def test_carried_layers_compute_the_same(scheme: Scheme) -> None:
     assert not torch.equal(PackedLinear.from_packed(quantized(scheme))(x), layer(x))
 
 
+def test_carried_layers_of_whole_pages_keep_their_bytes() -> None:
+    """Panels of several MB, which lie at an offset in memory of their own."""
+    layer = PackedLinear.from_packed(quantized(Scheme(8, -1), 3200, 1600))
+    assert layer.packed.numel() > 2 * (2 << 20)
+    x = torch.randn(2, 1600)
+    for clone in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(clone(x), layer(x))
+
+
 def test_the_state_of_another_weight_is_refused() -> None:
     layer = PackedLinear.from_packed(quantized(Scheme(4, 16)))
     other = PackedLinear.from_packed(quantized(Scheme(3, 16)))
