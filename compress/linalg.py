@@ -49,11 +49,12 @@ class Factor:
         dtype    what products are computed in; None: as they are
         """
         total = columns.new_zeros(columns.shape[1])
-        unit, given = self.unit.to(dtype or columns.dtype), columns.to(dtype or columns.dtype)
+        given = columns.to(dtype or columns.dtype)
         for start in range(0, columns.shape[0], PANEL):
             stop = min(start + PANEL, columns.shape[0])
-            part = (unit[:stop, start:stop].T @ given[:stop]).to(columns.dtype)
-            total += part.square_().mul_(self.pivots[start:stop, None]).sum(0)
+            panel = self.unit[:stop, start:stop] * self.pivots[start:stop].sqrt()
+            part = (panel.to(given.dtype).T @ given[:stop]).to(columns.dtype)
+            total += part.square_().sum(0)
         return undamped(total, columns, self.added)
 
     def solve(self, columns: Tensor) -> Tensor:

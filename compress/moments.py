@@ -63,6 +63,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, before: int) -> Non
     if left.dtype == total.dtype or not before:
         total.addmm_(left.float(), right.float())
         return
-    usual = (total * (len(right) / before)).to(left.dtype)
+    usual = torch.empty_like(total, dtype=left.dtype)
+    torch.mul(total, len(right) / before, out=usual)
     total += usual
     total += torch.addmm(usual, left, right, beta=-1)

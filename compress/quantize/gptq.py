@@ -113,15 +113,16 @@ class Gptq(QuantizeMethod):
         # Only for the report: bfloat16 changes its fourth digit and halves the time.
         wide = hessian.dtype == torch.float32 and len(hessian) >= WIDE
         report = torch.bfloat16 if wide and machine.multiplies_bfloat16() else None
-        reference = factor.energy(ordered(weight, order), dtype=report)
+        columns = ordered(target, order)
+        own = columns if target is weight else ordered(weight, order)
+        reference = factor.energy(own, dtype=report)
         plain = grid.search(target, scheme, "minmax", dtype=dtype)
         nearest, _ = grid.round_to(target, plain, scheme, dtype=dtype)
         rounding = factor.energy(
-            ordered(target - nearest.dequantize(target.dtype), order), dtype=report
+            columns - ordered(nearest.dequantize(target.dtype), order), dtype=report
         )
         cost = restored(factor.pivots, order)
         found = self._grid(target, scheme, dtype, cost)
-        columns = ordered(target, order)
         choice = Rounding(found, scheme, order, block_size=self.block_size)
         damped = nearest_plane(columns, factor, choice, block_size=self.block_size)
         clipped, codes = choice.clipped, choice.codes()
