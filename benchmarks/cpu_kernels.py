@@ -1,0 +1,404 @@
+"""How fast are the packed products here, beside what a user could install instead?
+
+One weight [out, in] times M tokens, for each contender: our kernels (int4 in groups of 128, ternary
+in 2 and 1.6 bits, on the best instruction set and on AVX2), torch (bfloat16, float32, dynamic int8,
+its int4), ONNX Runtime's MatMulNBits and OpenVINO's compressed int4. Each contender is a process of
+its own that holds more than a gigabyte of distinct weights; in each round every one in turn is told
+to make some calls and says how long they took. "cold" goes from weight to weight, so that each
+comes from memory, as when a model decodes; "hot" repeats one. The read ceiling is a plain loop over
+memory with the same prefetch, measured in every round too.
+
+No timing counts before the result is right: each contender compares its first product with one in
+float64 of the same dequantized weight.
+
+Run:  python benchmarks/cpu_kernels.py --shapes 4096x4096 --threads 1 2
+The others come from the package index: pip install onnx onnxruntime openvino
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from quantize_llama import commit
+
+HERE = Path(__file__).resolve().parent
+GROUP = 128
+Call = Callable[[Any], Any]
+OURS = {
+    "ours int4": ("int4", 4, None),
+    "ours int4 avx2": ("int4", 4, "avx2"),
+    "ours ternary 2.0": ("int2", 2, None),
+    "ours ternary 1.6": ("trit5", 2, None),
+}
+# name -> (bits of a weight, least group of columns that shares a scale, bits of a scale)
+BITS = {
+    "ours int4": 4 + 16 / GROUP,
+    "ours int4 avx2": 4 + 16 / GROUP,
+    "ours ternary 2.0": 2.0,
+    "ours ternary 1.6": 1.6,
+    "torch bfloat16": 16,
+    "torch float32": 32,
+    "torch dynamic int8": 8,
+    "torch int4pack": 4 + 32 / GROUP,
+    "onnxruntime": 4 + 32 / GROUP,
+    "openvino": 4 + 16 / GROUP,
+}
+
+
+class Contender:
+    """One way to multiply: makes weights, calls, and what a call should give."""
+
+    def __init__(self, name: str, rows: int, columns: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.name, self.rows, self.columns, self.threads = name, rows, columns, threads
+        self.dtype = (
+            torch.bfloat16 if name in ("torch bfloat16", "torch int4pack") else torch.float32
+        )
+        self.tolerance = 0.05  # of int8 activations; a wrong layout gives about 1.4
+        kind = name.removeprefix("ours ").split()[0]
+        make = "_ours" if name in OURS else "_" + name.replace(" ", "_")
+        self.make: Callable[[int], tuple[Call, Any]] = getattr(self, make)
+        self.kind = kind
+
+    def inputs(self, tokens: int) -> Any:
+        """Return activations [tokens, in]."""
+        import torch
+
+        random = torch.Generator().manual_seed(tokens)
+        return torch.randn(tokens, self.columns, generator=random).to(self.dtype)
+
+    def _codes(self, seed: int, low: int, high: int) -> Any:
+        import torch
+
+        random = torch.Generator().manual_seed(seed)
+        shape = (self.rows, self.columns)
+        return torch.randint(low, high + 1, shape, generator=random, dtype=torch.int8)
+
+    def _scale(self, seed: int, groups: int, dtype: Any) -> Any:
+        import torch
+
+        random = torch.Generator().manual_seed(seed + 1)
+        return ((0.5 + torch.rand(self.rows, groups, generator=random)) / 64).to(dtype)
+
+    def _ours(self, seed: int) -> tuple[Call, Any]:
+        import torch
+
+        from unicomp.kernels import blocked, cpu
+        from unicomp.kernels.packed import PackedTensor, Scheme
+
+        kind, bits, isa = OURS[self.name]
+        if isa is not None:
+            cpu.use(isa)
+        cpu.set_threads(self.threads)
+        group = GROUP if kind == "int4" else -1
+        scheme = Scheme(bits, group)
+        low, high = (-8, 7) if kind == "int4" else (-1, 1)
+        scale = self._scale(seed, scheme.groups(self.columns), torch.float16)
+        packed = PackedTensor(self._codes(seed, low, high), scale, None, scheme)
+        size = blocked.blocked_bytes(kind, (self.rows, self.columns), scheme, torch.float16)
+        weight = cpu.block(packed, kind, cpu.allocate(size))
+        return lambda x: cpu.linear(x, weight), packed.dequantize
+
+    def _torch_bfloat16(self, seed: int) -> tuple[Call, Any]:
+        import torch
+
+        weight = self._codes(seed, -8, 7).to(torch.bfloat16)
+        return lambda x: torch.nn.functional.linear(x, weight), weight.float
+
+    def _torch_float32(self, seed: int) -> tuple[Call, Any]:
+        import torch
+
+        weight = self._codes(seed, -8, 7).float()
+        return lambda x: torch.nn.functional.linear(x, weight), weight.float
+
+    def _torch_dynamic_int8(self, seed: int) -> tuple[Call, Any]:
+        import torch
+
+        torch.backends.quantized.engine = "onednn"
+        plain = self._codes(seed, -127, 127).float() / 64
+        scales = torch.full((self.rows,), 1 / 64, dtype=torch.float64)
+        zeros = torch.zeros(self.rows, dtype=torch.int64)
+        weight = torch.quantize_per_channel(plain, scales, zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+        return lambda x: torch.ops.quantized.linear_dynamic(x, packed), weight.dequantize
+
+    def _torch_int4pack(self, seed: int) -> tuple[Call, Any]:
+        import torch
+
+        codes = self._codes(seed, 0, 15)
+        scale = self._scale(seed, self.columns // GROUP, torch.bfloat16)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        pairs = torch.stack([scale.T, torch.zeros_like(scale.T)], -1).contiguous()
+
+        def plain() -> Any:
+            wide = scale.float().repeat_interleave(GROUP, 1)
+            return (codes.float() - 8) * wide
+
+        def call(x: Any) -> Any:
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, pairs)
+
+        return call, plain
+
+    def _onnxruntime(self, seed: int) -> tuple[Call, Any]:
+        import numpy as np
+        import onnxruntime
+        import torch
+        from onnx import TensorProto, helper, numpy_helper
+
+        codes = self._codes(seed, 0, 15)
+        groups = self.columns // GROUP
+        scale = self._scale(seed, groups, torch.float32)
+        pairs = codes.view(self.rows, groups, GROUP // 2, 2)
+        packed = (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8).numpy()
+        node = helper.make_node(
+            "MatMulNBits",
+            ["x", "w", "s"],
+            ["y"],
+            domain="com.microsoft",
+            K=self.columns,
+            N=self.rows,
+            bits=4,
+            block_size=GROUP,
+            accuracy_level=4,
+        )
+        graph = helper.make_graph(
+            [node],
+            "product",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", self.columns])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", self.rows])],
+            [
+                numpy_helper.from_array(packed, "w"),
+                numpy_helper.from_array(scale.reshape(-1).numpy(), "s"),
+            ],
+        )
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+        def plain() -> Any:
+            return (codes.float() - 8) * scale.repeat_interleave(GROUP, 1)
+
+        return lambda x: torch.from_numpy(np.asarray(session.run(None, {"x": x.numpy()})[0])), plain
+
+    def _openvino(self, seed: int) -> tuple[Call, Any]:
+        import numpy as np
+        import openvino
+        import torch
+        from openvino import opset13 as ops
+
+        codes = self._codes(seed, 0, 15)
+        groups = self.columns // GROUP
+        scale = self._scale(seed, groups, torch.float16)
+        pairs = codes.view(self.rows, groups, GROUP // 2, 2)
+        packed = (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8).numpy()
+        shape = openvino.Shape([self.rows, groups, GROUP])
+        tensor = openvino.Tensor(packed.reshape(-1), shape, openvino.Type.u4)
+        weight = ops.convert(ops.constant(tensor), np.float16)
+        centred = ops.subtract(weight, ops.constant(np.full((1, 1, 1), 8, np.float16)))
+        scaled = ops.multiply(centred, ops.constant(scale.numpy()[:, :, None]))
+        flat = ops.reshape(scaled, np.array([self.rows, self.columns]), False)
+        x = ops.parameter([-1, self.columns], np.float32, name="x")
+        product = ops.matmul(x, ops.convert(flat, np.float32), False, True)
+        compiled = openvino.Core().compile_model(
+            openvino.Model([product], [x], "product"),
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": str(self.threads),
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP),
+                "PERFORMANCE_HINT": "LATENCY",
+            },
+        )
+        request = compiled.create_infer_request()
+
+        def plain() -> Any:
+            return (codes.float() - 8) * scale.float().repeat_interleave(GROUP, 1)
+
+        return lambda x: torch.from_numpy(request.infer([x.numpy()])[0]), plain
+
+
+def work(name: str, rows: int, columns: int, threads: int, cold: float) -> None:
+    """Be one contender: check a product, then time calls as told on stdin, one JSON line each."""
+    import torch
+
+    own = Contender(name, rows, columns, threads)
+    copies = max(2, round(cold * 1e9 / (rows * columns * BITS[name] / 8)))
+    calls = []
+    error = 0.0
+    with torch.inference_mode():
+        for seed in range(copies):
+            call, plain = own.make(seed)
+            if not calls:
+                x = own.inputs(5)
+                expected = x.double() @ plain().double().T
+                error = float((call(x).double() - expected).norm() / expected.norm())
+                if not error < own.tolerance:
+                    raise SystemExit(f"{name}: relative error {error}: not worth timing")
+            del plain
+            calls.append(call)
+        print(json.dumps({"copies": copies, "error": error}), flush=True)
+        at = 0
+        for line in sys.stdin:
+            order = json.loads(line)
+            x = own.inputs(order["tokens"])
+            times = []
+            if order["hot"]:
+                calls[0](x)
+            for _ in range(order["calls"]):
+                at = 0 if order["hot"] else (at + 1) % copies
+                start = time.perf_counter()
+                calls[at](x)
+                times.append(time.perf_counter() - start)
+            print(json.dumps(times), flush=True)
+
+
+def ceiling() -> Callable[[int, bool], float]:
+    """Return what measures a read of memory, in GB/s, from threads and huge pages or not."""
+    folder = tempfile.mkdtemp()
+    library = f"{folder}/read.so"
+    source = str(HERE / "read_ceiling.c")
+    flags = ["-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+    subprocess.run(["cc", *flags, source, "-o", library], check=True)
+    read = ctypes.CDLL(library).read_seconds
+    read.restype, read.argtypes = ctypes.c_double, [ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
+    size = 1 << 30
+    return lambda threads, huge: size / read(size, threads, int(huge)) / 1e9
+
+
+class Worker:
+    """The process of one contender."""
+
+    def __init__(self, name: str, rows: int, columns: int, threads: int, cold: float) -> None:
+        words = [sys.executable, __file__, "--worker", name, str(rows), str(columns)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.name = name
+        self.process = subprocess.Popen(
+            [*words, str(threads), str(cold)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def answer(self, order: dict[str, Any] | None = None) -> Any:
+        """Give an order and return what it says; None where the process ended."""
+        if order is not None and self.process.stdin is not None:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        return json.loads(line) if line else None
+
+    def end(self) -> str:
+        """End the process; return the last line that it wrote on stderr."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        said = self.process.stderr.read() if self.process.stderr else ""
+        self.process.wait()
+        return said.strip().splitlines()[-1] if said.strip() else ""
+
+
+def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one shape with one number of threads."""
+    rows, columns = map(int, shape.split("x"))
+    read = ceiling()
+    workers, found, skipped = [], {}, {}
+    for name in options.contenders:
+        worker = Worker(name, rows, columns, threads, options.cold)
+        ready = worker.answer()
+        if ready is None:
+            skipped[name] = worker.end()
+            print(f"  {name}: {skipped[name]}", file=sys.stderr)
+            continue
+        found[name] = ready | {"ms": {}}
+        workers.append(worker)
+    times: dict[tuple[str, int, bool], list[float]] = {}
+    ceilings: dict[str, list[float]] = {"huge pages": [], "plain pages": []}
+    for _ in range(options.rounds):
+        ceilings["huge pages"].append(read(threads, True))
+        ceilings["plain pages"].append(read(threads, False))
+        for tokens in options.tokens:
+            for hot in (False, True):
+                for worker in workers:
+                    calls = max(3, min(60, round(60 / tokens)))
+                    time.sleep(0.05)
+                    order = {"tokens": tokens, "calls": calls, "hot": hot}
+                    got = worker.answer(order)
+                    times.setdefault((worker.name, tokens, hot), []).append(statistics.median(got))
+    for worker in workers:
+        worker.end()
+    for (name, tokens, hot), medians in times.items():
+        found[name]["ms"][f"M={tokens} {'hot' if hot else 'cold'}"] = {
+            "median": 1e3 * statistics.median(medians),
+            "min": 1e3 * min(medians),
+            "max": 1e3 * max(medians),
+        }
+    for name, one in found.items():
+        one["bits_per_weight"] = BITS[name]
+        cold = one["ms"].get("M=1 cold")
+        if cold is not None:
+            one["gb_per_s"] = rows * columns * BITS[name] / 8 / cold["median"] / 1e6
+            one["of_ceiling"] = one["gb_per_s"] / statistics.median(ceilings["huge pages"])
+    return {
+        "shape": shape,
+        "threads": threads,
+        "read_gb_per_s": {pages: statistics.median(own) for pages, own in ceilings.items()},
+        "contenders": found,
+        "skipped": skipped,
+    }
+
+
+def main() -> None:
+    """Measure and store everything asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "14336x4096", "4096x14336"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 16, 64, 512])
+    parser.add_argument("--contenders", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold", type=float, default=1.1, help="GB of distinct weights")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu_kernels.json")
+    options = parser.parse_args()
+    results = []
+    for shape in options.shapes:
+        for threads in options.threads:
+            results.append(duel(shape, threads, options))
+            for name, one in results[-1]["contenders"].items():
+                row = "  ".join(f"{key} {ms['median']:.3f}" for key, ms in one["ms"].items())
+                share = f"{one['of_ceiling']:.0%}" if "of_ceiling" in one else ""
+                print(f"{shape} {threads} {name}: {share} {row}", file=sys.stderr)
+    from unicomp import machine
+
+    result = {
+        "schema": "unicomp.benchmark/1",
+        "benchmark": "cpu_kernels",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "group_size": GROUP,
+        "results": results,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+    }
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(sys.argv[2], *map(int, sys.argv[3:6]), float(sys.argv[6]))
+    else:
+        main()
