@@ -60,6 +60,16 @@ Bos = Annotated[
         show_default=False,
     ),
 ]
+Compute = Annotated[
+    str | None,
+    typer.Option(
+        "--compute",
+        metavar="int8|exact",
+        help="Leave the model's weights packed, and score what kernels compute. Default: "
+        "dequantize them.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="Write the report there too, as JSON."),
@@ -76,6 +86,7 @@ def score(
     limit: Limit = None,
     seed: Seed = 0,
     bos: Bos = None,
+    compute: Compute = None,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -102,6 +113,7 @@ def score(
             limit=limit,
             seed=seed,
             bos=bos,
+            compute=compute,  # type: ignore[arg-type]
             progress=lambda done, total: progress(Progress("score", done, total, "windows")),
         )
     if out is not None:

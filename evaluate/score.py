@@ -2,7 +2,8 @@
 
 Everything that can be wrong with the words, the text and the two tokenizers is found before any
 weight is read. Model and baseline are then held in float32, with dequantized weights, and read the
-same windows side by side; see `stream.py` for what that takes.
+same windows side by side; see `stream.py` for what that takes. Asked for, the model's weights are
+left packed: beside its own dequantized weights as the baseline, that is what kernels lose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unicomp import hub, machine, suggest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate import accuracy, efficiency, fidelity, stream
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject
+from unicomp.kernels import packed_model
+from unicomp.kernels.blocked import Compute
+from unicomp.kernels.linear import check_compute
 from unicomp.kernels.load import load
 
 AXES = ("accuracy", "fidelity", "efficiency")
@@ -38,6 +43,7 @@ def score(
     limit: int | None = None,
     seed: int = 0,
     bos: bool | None = None,
+    compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Score a model, and say how far it is from a baseline.
@@ -50,11 +56,15 @@ def score(
     seq_len          tokens of a window; None: the model's context, at most 2048
     limit            at most this many windows, drawn by `seed`; None: all
     bos              a BOS token before each window; None: where the tokenizer puts one by default
+    compute          `int8` or `exact`: leave the model's weights packed, as `unicomp.load` does;
+                     None: dequantize them. The baseline is always dequantized
     progress         called with the windows done and the windows in all
 
     Raises UnicompError for anything the user can mend, before any weight is read where it can.
     """
     check_axes(axes)
+    if compute is not None:
+        check_compute(compute)
     if limit is not None and limit < 1:
         raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
     source = hub.resolve(str(model))
@@ -70,7 +80,7 @@ def score(
                 )
             text = "builtin:tinyworld"
         folder = None if base is None else base.folder
-        ask = _Ask(text, field, seq_len, limit, seed, bos)
+        ask = _Ask(text, field, seq_len, limit, seed, bos, compute)
         found += _predictions(source.folder, folder, axes, ask, progress)
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
@@ -111,6 +121,7 @@ class _Ask:
     limit: int | None
     seed: int
     bos: bool | None
+    compute: Compute | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +148,25 @@ def _predictions(
     progress: Progress | None,
 ) -> list[Score]:
     windows = _cut(folder, baseline, ask)
-    model = load(folder, dtype=torch.float32).eval()
+    model, how = _load(folder, ask.compute)
     base = None if baseline is None else load(baseline, dtype=torch.float32).eval()
+    detail = {**windows.detail, **how}
     sums = stream.sums(model, base, windows.ids, vocab=windows.vocab, progress=progress)
     found: list[Score] = []
     if "accuracy" in axes:
-        found += accuracy.scores(
-            sums, windows.utf8_bytes, windows.detail, exact_bytes=windows.exact
-        )
+        found += accuracy.scores(sums, windows.utf8_bytes, detail, exact_bytes=windows.exact)
     if "fidelity" in axes and base is not None:
-        found += fidelity.scores(sums, windows.detail)
+        found += fidelity.scores(sums, detail)
     return found
+
+
+def _load(folder: Path, compute: Compute | None) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model to score, and what to say of how it computes."""
+    if compute is None:
+        return load(folder, dtype=torch.float32).eval(), {}
+    model = packed_model.load(folder, compute=compute, dtype=torch.float32)
+    how = packed_model.loaded(model).to_json()
+    return model, {key: how[key] for key in ("compute", "backend", "isa", "packed")}
 
 
 def _cut(folder: Path, baseline: Path | None, ask: _Ask) -> _Windows:

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import unicomp
-from unicomp.errors import UnicompError
+from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate import score as module
 from unicomp.evaluate.score import score
+from unicomp.recipes.load import from_options
+from unicomp.recipes.plan import plan
+from unicomp.recipes.run import run
 
 NAMES = {
     "accuracy/perplexity",
@@ -245,3 +248,29 @@ def test_rounding_to_four_bits_costs_what_is_published(
         text = str(assets / "text/tinystories/valid.txt")
         report = score(folder, folder, text=text, **options)
     assert report.score("fidelity/kl").value == pytest.approx(expected, rel=0.01)
+
+
+def test_what_kernels_lose_is_scored_against_the_dequantized_weights(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = from_options("quantize", "rtn", {"bits": 4, "group_size": 16})
+    run(plan(recipe, model=str(tiny_model("llama"))), tmp_path / "out")
+    folder, found = tmp_path / "out", {}
+    for compute in ("int8", "exact"):
+        report = score(
+            folder,
+            folder,
+            axes=["fidelity"],
+            text=str(tiny_text),
+            seq_len=64,
+            limit=4,
+            compute=compute,
+        )
+        kl = report.score("fidelity/kl")
+        found[compute] = kl.value or 0.0
+        assert kl.detail["compute"] == compute
+        assert kl.detail["packed"] == 21
+    assert 0 <= found["exact"] < 1e-8
+    assert 1e-6 < found["int8"] < 0.05, found
+    with pytest.raises(UnsupportedError, match="`fast`"):
+        score(folder, axes=["efficiency"], compute="fast")  # type: ignore[arg-type]

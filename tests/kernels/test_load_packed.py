@@ -5,6 +5,8 @@ import json
 import math
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +275,39 @@ def test_perplexity_of_stories(assets: Path, tmp_path: Path) -> None:
     differ = differences(folder, windows)
     assert differ["exact"] < 1e-4, differ
     assert 0 < differ["int8"] < 2e-3, differ
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+from unicomp.kernels import load, packed_model
+
+def peak():  # of this program: what getrusage says begins with the process that started it
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+which = {"packed": packed_model.load, "dense": load.load}[sys.argv[1]]
+which(sys.argv[2])  # what the libraries take once
+before = peak()
+model = which(sys.argv[3])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
+def test_loading_takes_little_more_than_the_file(tiny_model: Tiny, tmp_path: Path) -> None:
+    """16 million weights: 62 MB in float32, 8 MB packed."""
+    wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
+    folder = quantize(tiny_model("llama", **wide), tmp_path / "out", group_size=128)
+    small = quantize(tiny_model("llama"), tmp_path / "small")
+    size = (folder / "model.safetensors").stat().st_size
+    assert 7e6 < size < 10e6
+    growth = {}
+    for which in ("packed", "dense"):
+        command = [sys.executable, "-c", GROWTH, which, str(small), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        growth[which] = int(done.stdout)
+    assert growth["packed"] < size + 16e6, growth
+    assert growth["dense"] > 50e6, growth  # so that the figure above means something
 
 
 def rewrite(source: Path, folder: Path, **tensors: Tensor) -> Path:
