@@ -1,4 +1,4 @@
-"""Build the C kernels, where there is a compiler; refuse a checkout that lost its symbolic links."""
+"""Build the C kernels where there is a compiler; refuse a checkout that lost its links."""
 
 from pathlib import Path
 

@@ -10,6 +10,7 @@ Why panels, pool and kernels are as they are: `docs/decisions/003-cpu-kernels.md
 
 import mmap
 import os
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -200,11 +201,10 @@ def allocate(count: int) -> Tensor:
     """
     if count < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=torch.uint8)
-    memory = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    room = -(-count // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE  # the last page whole, and to align
+    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages: the same memory, read more slowly
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # a kernel without huge pages: the same memory, read more slowly
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
     return whole[start : start + count]

@@ -17,7 +17,8 @@
 #define WIDE __attribute__((target("avx2,fma,f16c")))
 #define PART static inline __attribute__((always_inline)) WIDE
 
-enum { AHEAD = 1024, HALF = UC_ROWS / 2 };
+/* Bytes from a line to the one that is fetched ahead of it; rows at a time. */
+enum { AHEAD = 3072, HALF = UC_ROWS / 2 };
 
 static WIDE void uc_convert_avx2(enum uc_dtype dtype, const uint8_t *from, size_t count,
                                  float *restrict to) {
@@ -70,6 +71,14 @@ PART __m256i offsets_at(const uint8_t *offsets, size_t row) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(offsets + row)));
 }
 
+/* The panel before this one fetched its scales and so much less of this one's lines. */
+PART void fetch_hole(const struct uc_layout *layout, const uint8_t *panel) {
+    const size_t tail = layout->panel_bytes - UC_LINE * layout->panel_lines;
+    for (size_t at = tail < AHEAD ? AHEAD - tail : 0; at < AHEAD; at += UC_LINE)
+        _mm_prefetch((const char *)panel + at, _MM_HINT_T0);
+}
+
+/* Four activations in every lane. */
 PART __m256i four(const int8_t *x) {
     int32_t word;
     memcpy(&word, x, sizeof word);
@@ -148,11 +157,13 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
+    const size_t wide = UC_ROWS * uc_bytes_of(layout->scale_dtype);
     const float *x_scales = tokens->scales + first * layout->spans;
     const int32_t *x_sums = tokens->sums + first * layout->spans;
     const int8_t *x = tokens->codes + first * tokens->pitch;
     const __m256i base = _mm256_set1_epi32(kind == UC_INT8 ? 128 : 0);
     __m256 total[2][4];
+    fetch_hole(layout, panel);
 #pragma GCC unroll 4
     for (size_t t = 0; t < count; t++)
         total[0][t] = total[1][t] = _mm256_setzero_ps();
@@ -160,6 +171,8 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
         const int8_t *own = x + span * layout->span_columns;
+        /* The scales lie behind the lines: those of the next panel, long before it begins. */
+        _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; half++) {
             const size_t row = group * UC_ROWS + half * HALF;

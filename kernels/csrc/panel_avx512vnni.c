@@ -17,7 +17,7 @@
 #define PART static inline __attribute__((always_inline)) WIDE
 
 /* Bytes from a line to the one that is fetched ahead of it. */
-enum { AHEAD = 1024 };
+enum { AHEAD = 3072 };
 
 static WIDE void uc_convert_avx512vnni(enum uc_dtype dtype, const uint8_t *from, size_t count,
                                        float *restrict to) {
@@ -68,6 +68,13 @@ PART __m512 scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t group) 
 
 PART __m512i offsets_at(const uint8_t *offsets, size_t group) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(offsets + group * UC_ROWS)));
+}
+
+/* The panel before this one fetched its scales and so much less of this one's lines. */
+PART void fetch_hole(const struct uc_layout *layout, const uint8_t *panel) {
+    const size_t tail = layout->panel_bytes - UC_LINE * layout->panel_lines;
+    for (size_t at = tail < AHEAD ? AHEAD - tail : 0; at < AHEAD; at += UC_LINE)
+        _mm_prefetch((const char *)panel + at, _MM_HINT_T0);
 }
 
 /* Four activations in every lane. */
@@ -126,38 +133,51 @@ PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lin
     }
 }
 
-/* The same for one or two tokens: several accumulators a token, digits stay where they are. */
-PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                      const int8_t *x, size_t pitch, __m512i *sum) {
+/* One line of what sums_of_few adds up. */
+PART void add_line(enum uc_kind kind, const size_t count, const uint8_t *line, const int8_t *x,
+                   size_t pitch, __m512i now[2][5], __m512i next[2][5]) {
     const size_t turn = uc_digits(kind);
     const int bits = (int)(8 / turn);
-    __m512i now[2][5], next[2][5], mask[4];
+    _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
+    __m512i bytes = _mm512_loadu_si512(line);
+#pragma GCC unroll 5
+    for (size_t i = 0; i < turn; i++) {
+        __m512i digit = bytes;
+        if (kind == UC_INT4 || kind == UC_INT2)
+            digit = _mm512_and_si512(
+                bytes, _mm512_set1_epi8((char)(((1 << bits) - 1) << ((bits * (int)i) & 7))));
+        else if (kind == UC_TRIT5)
+            bytes = triple(bytes);
+#pragma GCC unroll 2
+        for (size_t t = 0; t < count; t++) {
+            __m512i own = four(x + t * pitch + UC_LANE * i);
+            now[t][i] = _mm512_dpbusd_epi32(now[t][i], digit, own);
+            if (kind == UC_TRIT5)
+                next[t][i] = _mm512_dpbusd_epi32(next[t][i], bytes, own);
+        }
+    }
+}
+
+/* The same for one or two tokens: digits stay where they are, several accumulators a token keep the
+ * products of a line, and of two lines, from waiting for each other. */
+PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
+                      const int8_t *x, size_t pitch, __m512i *sum) {
+    const size_t turn = uc_digits(kind), columns = UC_LANE * turn;
+    const int bits = (int)(8 / turn);
+    __m512i now[2][5], next[2][5]; /* next: the second line's, but for trit5 */
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++)
 #pragma GCC unroll 5
         for (size_t i = 0; i < 5; i++)
             now[t][i] = next[t][i] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        mask[i] = _mm512_set1_epi8((char)(((1 << bits) - 1) << (bits * i & 7)));
-    for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn) {
-        _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
-        __m512i bytes = _mm512_loadu_si512(lines), rest = bytes;
-#pragma GCC unroll 5
-        for (size_t i = 0; i < turn; i++) {
-            __m512i digit = kind == UC_INT8 || kind == UC_TRIT5
-                                ? rest
-                                : _mm512_and_si512(bytes, mask[i & 3]);
-            rest = kind == UC_TRIT5 ? triple(rest) : rest;
-#pragma GCC unroll 2
-            for (size_t t = 0; t < count; t++) {
-                __m512i own = four(x + t * pitch + UC_LANE * i);
-                now[t][i] = _mm512_dpbusd_epi32(now[t][i], digit, own);
-                if (kind == UC_TRIT5)
-                    next[t][i] = _mm512_dpbusd_epi32(next[t][i], rest, own);
-            }
-        }
+    size_t line = 0;
+    for (; line + 2 <= size; line += 2, lines += 2 * UC_LINE, x += 2 * columns) {
+        add_line(kind, count, lines, x, pitch, now, next);
+        add_line(kind, count, lines + UC_LINE, x + columns, pitch, kind == UC_TRIT5 ? now : next,
+                 next);
     }
+    if (line < size)
+        add_line(kind, count, lines, x, pitch, now, next);
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++) {
         if (kind == UC_TRIT5) {
@@ -170,12 +190,11 @@ PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *line
             all = _mm512_add_epi32(_mm512_add_epi32(all, all), all);
             sum[t] = _mm512_srai_epi32(_mm512_sub_epi32(all, rest), 8);
         } else {
-            sum[t] = now[t][0];
-            if (turn > 1)
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_srai_epi32(now[t][1], bits & 7));
-            if (turn > 2) {
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_srai_epi32(now[t][2], 2 * bits & 7));
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_srai_epi32(now[t][3], 3 * bits & 7));
+            sum[t] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+            for (int i = 0; i < (int)turn; i++) {
+                __m512i both = _mm512_add_epi32(now[t][i], next[t][i]);
+                sum[t] = _mm512_add_epi32(sum[t], _mm512_srai_epi32(both, (unsigned)(bits * i) & 7));
             }
         }
     }
@@ -189,6 +208,7 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
     const int32_t *x_sums = tokens->sums + first * layout->spans;
     const int8_t *x = tokens->codes + first * tokens->pitch;
     __m512 total[UC_TOKENS];
+    fetch_hole(layout, panel);
 #pragma GCC unroll 16
     for (size_t t = 0; t < count; t++)
         total[t] = _mm512_setzero_ps();
@@ -197,7 +217,9 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
         const int8_t *own = x + span * layout->span_columns;
         __m512i sum[UC_TOKENS];
-        _mm_prefetch((const char *)scales + (group + 4) * wide, _MM_HINT_T0);
+        /* The scales lie behind the lines: those of the next panel, long before it begins. */
+        /* The scales lie behind the lines: those of the next panel, long before it begins. */
+        _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
         if (count <= 2)
             sums_of_few(kind, count, lines, uc_lines_of(layout, span), own, tokens->pitch, sum);
         else
@@ -219,12 +241,11 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         _mm512_storeu_ps(to + (first + t) * UC_ROWS, total[t]);
 }
 
-/* Four columns at once, as float32 less the offset. */
-PART __m512 weights_of(enum uc_kind kind, __m512i digits, unsigned column, __m512 offset) {
+/* One of the four columns of a lane, as float32 less the offset. */
+PART __m512 weights_of(__m512i digits, unsigned column, __m512 offset) {
     __m512i value = _mm512_srli_epi32(digits, 8 * column);
     if (column < 3)
         value = _mm512_and_si512(value, _mm512_set1_epi32(255));
-    (void)kind;
     return _mm512_sub_ps(_mm512_cvtepi32_ps(value), offset);
 }
 
@@ -233,6 +254,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
     const size_t turn = uc_digits(kind);
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     __m512 total[4];
+    fetch_hole(layout, panel);
 #pragma GCC unroll 4
     for (size_t t = 0; t < count; t++)
         total[t] = _mm512_setzero_ps();
@@ -258,7 +280,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
             for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
                 for (unsigned j = 0; j < 4; j++) {
-                    const __m512 weight = weights_of(kind, digits[i], j, offset);
+                    const __m512 weight = weights_of(digits[i], j, offset);
 #pragma GCC unroll 4
                     for (size_t t = 0; t < count; t++)
                         part[t][j] = _mm512_fmadd_ps(
