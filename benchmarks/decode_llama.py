@@ -65,9 +65,21 @@ def make_model(folder: Path, size: str) -> None:
 
 
 def quantize(model: Path, out: Path, *options: str) -> None:
-    """Quantize by rounding, as a user would."""
+    """Quantize by plain rounding."""
     command = [sys.executable, "-m", "unicomp", "quantize", str(model), "--out", str(out)]
-    subprocess.run([*command, "--method", "rtn", *options, "--overwrite", "--quiet"], check=True)
+    subprocess.run(
+        [
+            *command,
+            "--method",
+            "rtn",
+            "--scale-search",
+            "minmax",
+            *options,
+            "--overwrite",
+            "--quiet",
+        ],
+        check=True,
+    )
 
 
 def make_ternary(folder: Path) -> None:
