@@ -255,6 +255,8 @@ def _check_weight(weight: Blocked) -> None:
     data = weight.data
     if data.dtype != torch.uint8 or data.device.type != "cpu" or not data.is_contiguous():
         raise ValueError("panels must be contiguous uint8 on the CPU")
+    if not 1 <= weight.shape[0] <= data.numel() // 4:  # 16 rows take 64 bytes or more
+        raise ValueError(f"{data.numel()} bytes of panels cannot hold {weight.shape[0]} rows")
     if weight.scale_dtype not in _DTYPES:
         raise UnsupportedError(
             f"scales are {weight.scale_dtype}", hint="use 16-bit floats or float32"
