@@ -6,38 +6,56 @@ quantization grid, a zero of a mask), and the difference joins the errors. All r
 they share the factor and nothing else.
 
 The work is left-looking and recursive: a block's targets come from one matrix product with all
-errors before it, and within a block the same again by halves, so few vector products remain.
+errors before it, and within a block the same again by halves, so few vector products remain. Where
+the C extension is built, its loop does the smallest pieces.
 
 Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorem 4: the same integers as GPTQ
 (arXiv:2210.17323, algorithm 1), which keeps updated weights and needs the inverse Hessian.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from unicomp.compress.grid import Grid, group_of
 from unicomp.compress.linalg import Factor
+from unicomp.kernels import nearest
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 LEAF = 8
 
 
-class Choice(Protocol):
-    """What is taken instead of a column's target."""
+class Choice(ABC):
+    """What is taken instead of a column's target.
 
+    leaf  the most columns that `choose` is given at once
+    """
+
+    leaf: int = LEAF
+
+    def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
+        """Choose a few columns, whose targets lack only each other's errors.
+
+        goal   [steps, rows]: the targets; on return with each other's errors
+        block  [steps, rows]: weights; weights minus chosen values on return
+        unit   [steps, steps]: what an error moves a later target by, below the diagonal
+        step   position of the first in the factor's order; they come in turn, block by block
+        """
+        for i in range(len(goal)):
+            if i:
+                goal[i : i + 1].addmm_(unit[i : i + 1, :i], block[:i])
+            self.pick(step + i, goal[i], block[i])
+
+    @abstractmethod
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
-        """Choose the values of one column; steps come in order, block by block.
+        """Choose the values of one column.
 
         step    position in the factor's order
         target  [rows], what the column should be, given the errors so far; not to be modified
         column  [rows], holds the weights; must hold weights minus chosen values on return
         """
-
-    def close(self, start: int, stop: int) -> None:
-        """Be told that the steps `start:stop` are done."""
 
 
 def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size: int) -> Tensor:
@@ -63,7 +81,6 @@ def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size
             goal.copy_(block)
         unit = factor.unit[start:stop, start:stop].T.contiguous()
         walk(goal, block, unit, choice, start)
-        choice.close(start, stop)
         goal -= before
         goal += block
         error += goal.square_().mul_(factor.pivots[start:stop, None]).sum(0)
@@ -73,16 +90,13 @@ def nearest_plane(columns: Tensor, factor: Factor, choice: Choice, *, block_size
 def walk(goal: Tensor, block: Tensor, unit: Tensor, choice: Choice, step: int) -> None:
     """Choose the columns of one block, whose targets lack only each other's errors."""
     size = goal.shape[0]
-    if size > LEAF:
+    if size > choice.leaf:
         half = (size + 1) // 2
         walk(goal[:half], block[:half], unit[:half, :half], choice, step)
         goal[half:].addmm_(unit[half:, :half], block[:half])
         walk(goal[half:], block[half:], unit[half:, half:], choice, step + half)
         return
-    for i in range(size):
-        if i:
-            goal[i : i + 1].addmm_(unit[i : i + 1, :i], block[:i])
-        choice.pick(step + i, goal[i], block[i])
+    choice.choose(goal, block, unit, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +124,15 @@ class Codes:
         return PackedTensor(self.codes.T.contiguous(), scale, zero, scheme)
 
 
-class Rounding:
+class Rounding(Choice):
     """The choice of a quantizer: the nearest point of the column's grid.
+
+    In float32 on the CPU a loop in C does many columns at once, where it is built.
 
     clipped  int64 [rows], codes whose target lay beyond the range
     """
 
-    def __init__(
-        self, found: Grid, scheme: Scheme, order: Tensor, *, block_size: int, clip: bool = True
-    ) -> None:
+    def __init__(self, found: Grid, scheme: Scheme, order: Tensor, *, clip: bool = True) -> None:
         """Lay out the grid by steps.
 
         order  int64 [in], the factor's order
@@ -127,21 +141,47 @@ class Rounding:
         rows = found.scale.shape[0]
         self._found, self._scheme, self._order = found, scheme, order
         self._low, self._high = (found.low, found.high) if clip else (-128, 127)
-        self._group = group_of(order.shape[0], scheme, order.device)[order].tolist()
-        self._scale = found.scale.T.contiguous().unbind(0)
-        self._zero = None if found.zero is None else found.zero.T.contiguous().unbind(0)
-        self._raw = found.scale.new_empty(min(block_size, order.shape[0]), rows)
-        self._kept = torch.empty_like(self._raw)
-        self._raws, self._kepts = self._raw.unbind(0), self._kept.unbind(0)
-        self._start = 0
+        group = group_of(order.shape[0], scheme, order.device)[order]
+        self._group, self._groups = group.tolist(), group.int()
+        self._scale = found.scale.T.contiguous()
+        self._zero = None if found.zero is None else found.zero.T.contiguous()
         self._codes = torch.empty(order.shape[0], rows, dtype=torch.int8, device=order.device)
+        self._kernel = nearest.usable(found.scale)
+        if self._kernel:
+            self.leaf = nearest.STEPS
+        self._raw = found.scale.new_empty(LEAF, rows)
+        self._kept = torch.empty_like(self._raw)
+        self._start = 0
         self.clipped = torch.zeros(rows, dtype=torch.int64, device=order.device)
+
+    def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
+        """Round some columns."""
+        some = slice(step, step + len(goal))
+        if not self._kernel:
+            self._start = step
+            super().choose(goal, block, unit, step)
+            raw, kept = self._raw[: len(goal)], self._kept[: len(goal)]
+            self._codes[some] = kept
+            self.clipped += (raw != kept).sum(0)
+            return
+        nearest.round_block(
+            goal,
+            block,
+            unit,
+            scale=self._scale,
+            zero=self._zero,
+            group=self._groups[some],
+            low=self._low,
+            high=self._high,
+            codes=self._codes[some],
+            clipped=self.clipped,
+        )
 
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
         """Round the target."""
         group = self._group[step]
         scale, at = self._scale[group], step - self._start
-        raw, kept = self._raws[at], self._kepts[at]
+        raw, kept = self._raw[at], self._kept[at]
         if self._zero is None:
             torch.div(target, scale, out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
@@ -151,13 +191,6 @@ class Rounding:
             torch.addcdiv(zero, target, scale, out=raw).round_()
             torch.clamp(raw, self._low, self._high, out=kept)
             column.addcmul_(kept - zero, scale, value=-1)
-
-    def close(self, start: int, stop: int) -> None:
-        """Keep the codes of a block."""
-        raw, kept = self._raw[: stop - start], self._kept[: stop - start]
-        self._codes[start:stop] = kept
-        self.clipped += (raw != kept).sum(0)
-        self._start = stop
 
     def codes(self) -> Codes:
         """Return what was chosen."""

@@ -15,8 +15,9 @@ least squares.
 import torch
 from torch import Tensor
 
-from unicomp.compress.babai import Codes, walk
+from unicomp.compress.babai import Choice, Codes, walk
 from unicomp.compress.grid import stored
+from unicomp.kernels import nearest
 
 HALF = 0.5 + 1e-4  # a code, and room for float32
 
@@ -39,10 +40,9 @@ def descend(
         own = hessian[columns, columns].clone()
         own.diagonal().add_(added[columns])
         codes = state.codes[columns].to(errors.dtype)
-        low, high = errors.new_tensor(state.low), errors.new_tensor(state.high)
-        if state.zero is not None:
-            codes -= state.zero[index]
-            low, high = low - state.zero[index], high - state.zero[index]
+        zero = None if state.zero is None else state.zero[index]
+        if zero is not None:
+            codes -= zero
         slope = torch.addcmul(hessian[columns] @ errors, added[columns, None], block)
         gain += _refit(state.scale[index], block, slope, codes, own, dtype)
         scale = state.scale[index]
@@ -50,7 +50,8 @@ def descend(
         slope /= scale
         slope /= cost[:, None]
         step = torch.empty_like(block)
-        walk(slope, step, own / cost[:, None], _Nearest(codes, low, high), 0)
+        choice = _Nearest(codes, zero, state.low, state.high)
+        walk(slope, step, own / cost[:, None], choice, 0)
         block.addcmul_(step, scale)
         short = (
             slope + step
@@ -58,27 +59,54 @@ def descend(
         clipped += (short.abs() > HALF).sum(0)
         gain -= short.add_(slope).mul_(step).mul_(cost[:, None]).sum(0) * scale.square()
         codes -= step
-        if state.zero is not None:
-            codes += state.zero[index]
+        if zero is not None:
+            codes += zero
         state.codes[columns] = codes.to(torch.int8)
     return gain, clipped
 
 
-class _Nearest:
-    """Each code becomes the one that is best with all others as they are."""
+class _Nearest(Choice):
+    """Each code becomes the one that is best with all others as they are.
 
-    def __init__(self, codes: Tensor, low: Tensor, high: Tensor) -> None:
-        self._codes, self._low, self._high = codes.unbind(0), low, high
+    codes  [in, rows], without their zero points
+    zero   [rows], or None
+    """
+
+    def __init__(self, codes: Tensor, zero: Tensor | None, low: int, high: int) -> None:
+        self._codes, self._zero, self._low, self._high = codes, zero, low, high
+        self._kernel = nearest.usable(codes)
+        if self._kernel:
+            self.leaf = nearest.STEPS
+
+    def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
+        """Choose some columns; goal is the slope in units of codes, block becomes old minus new."""
+        if not self._kernel:
+            super().choose(goal, block, unit, step)
+            return
+        steps, rows = goal.shape
+        old = self._codes[step : step + steps]
+        goal += old
+        block.copy_(old)
+        nearest.round_block(
+            goal,
+            block,
+            unit,
+            scale=torch.ones(1, rows),
+            zero=None if self._zero is None else self._zero[None],
+            group=torch.zeros(steps, dtype=torch.int32),
+            low=self._low,
+            high=self._high,
+            codes=torch.empty(steps, rows, dtype=torch.int8),
+            clipped=torch.zeros(rows, dtype=torch.int64),
+        )
+        goal -= old
 
     def pick(self, step: int, target: Tensor, column: Tensor) -> None:
-        """Choose; target is the slope in units of codes, column becomes old minus new code."""
-        old = self._codes[step]
-        torch.add(old, target, out=column).round_()
-        torch.clamp(column, self._low, self._high, out=column)
-        torch.sub(old, column, out=column)
-
-    def close(self, start: int, stop: int) -> None:
-        """Nothing to keep."""
+        """Choose one column, in the same terms."""
+        old, zero = self._codes[step], 0 if self._zero is None else self._zero
+        torch.add(old, target, out=column).add_(zero).round_()
+        column.clamp_(self._low, self._high)
+        torch.sub(old + zero, column, out=column)
 
 
 def _refit(

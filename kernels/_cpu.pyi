@@ -44,3 +44,21 @@ def block(
     threads: int,
     /,
 ) -> None: ...
+def nearest(
+    goal: int,
+    block: int,
+    unit: int,
+    stride: int,
+    scale: int,
+    zero: int,
+    group: int,
+    codes: int,
+    clipped: int,
+    steps: int,
+    rows: int,
+    groups: int,
+    low: int,
+    high: int,
+    threads: int,
+    /,
+) -> None: ...

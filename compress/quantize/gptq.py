@@ -123,7 +123,7 @@ class Gptq(QuantizeMethod):
         )
         cost = restored(factor.pivots, order)
         found = self._grid(target, scheme, dtype, cost)
-        choice = Rounding(found, scheme, order, block_size=self.block_size)
+        choice = Rounding(found, scheme, order)
         damped = nearest_plane(columns, factor, choice, block_size=self.block_size)
         clipped, codes = choice.clipped, choice.codes()
         errors, added = restored(columns, order), restored(factor.added, order)

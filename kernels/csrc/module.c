@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "isa.h"
+#include "nearest.h"
 #include "pool.h"
 #include "product.h"
 
@@ -146,6 +147,43 @@ static PyObject *block(PyObject *self, PyObject *args) {
     return answer(status);
 }
 
+static PyObject *nearest(PyObject *self, PyObject *args) {
+    (void)self;
+    address goal, block, unit, scale, zero, group, codes, clipped;
+    Py_ssize_t stride, steps, rows, groups;
+    int low, high;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KKKnKKKKKnnniiI", &goal, &block, &unit, &stride, &scale, &zero,
+                          &group, &codes, &clipped, &steps, &rows, &groups, &low, &high, &threads))
+        return NULL;
+    if (steps < 0 || rows < 0 || groups < 0 || stride < steps || low < -128 || high > 127) {
+        PyErr_SetString(PyExc_ValueError, "sizes or codes out of range");
+        return NULL;
+    }
+    const struct uc_nearest own = {.steps = (size_t)steps,
+                                   .rows = (size_t)rows,
+                                   .groups = (size_t)groups,
+                                   .goal = AT(float, goal),
+                                   .block = AT(float, block),
+                                   .unit = AT(const float, unit),
+                                   .stride = (size_t)stride,
+                                   .scale = AT(const float, scale),
+                                   .zero = AT(const float, zero),
+                                   .group = AT(const int32_t, group),
+                                   .low = (float)low,
+                                   .high = (float)high,
+                                   .codes = AT(int8_t, codes),
+                                   .clipped = AT(int64_t, clipped)};
+    int done;
+    Py_BEGIN_ALLOW_THREADS
+    done = uc_nearest(&own, threads ? threads : 1);
+    Py_END_ALLOW_THREADS
+    if (done)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "a column's group is out of range");
+    return NULL;
+}
+
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
     {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
@@ -154,6 +192,7 @@ static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "Choose an instruction set by name."},
     {"linear", linear, METH_VARARGS, "Multiply activations with a weight in panels."},
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
+    {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -236,8 +236,8 @@ def check_finite(name: str, tensor: Tensor, shard: str | None = None) -> None:
     kind = "NaN" if math.isnan(value) else "infinite"
     raise CheckpointError(
         ("" if shard is None else f"`{shard}`: ")
-        + f"`{quote(name)}` holds NaN or infinite values: {count} of {flat.numel()}, the "
-        f" first ({kind}) at {position[::-1]}",
+        + f"`{quote(name)}` holds NaN or infinite values: {count} of {flat.numel()}, "
+        f"the first ({kind}) at {position[::-1]}",
         hint="download the checkpoint again and compare its hashes; if it was saved so, "
         "its training diverged: use an earlier step",
     )

@@ -148,11 +148,27 @@ def test_exit_codes(
     assert ("Traceback" in err) == (code == 70)
 
 
-def test_main_ends_the_process_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["unicomp", "verify", "absent/folder/here"])
-    with pytest.raises(SystemExit) as caught:
-        main.main()
-    assert caught.value.code == 1
+def test_main_ends_the_process_with_the_code() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "unicomp", "verify", "absent/folder/here"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+
+
+def test_what_was_to_be_done_at_exit_is_done() -> None:
+    code = "import atexit; from unicomp.cli import main; atexit.register(print, 'bye'); "
+    ended = subprocess.run(
+        [sys.executable, "-c", code + "main.main()", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[-1] == "bye"
 
 
 def test_quiet_does_not_last(capsys: Capture) -> None:

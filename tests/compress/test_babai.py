@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unicomp.compress import grid
-from unicomp.compress.babai import Rounding, nearest_plane, ordered, restored
+from unicomp.compress.babai import Choice, Rounding, nearest_plane, ordered, restored
 from unicomp.compress.linalg import Factor, Order, factorise
 from unicomp.kernels.packed import Scheme
 
@@ -60,7 +60,7 @@ def ours(
     factor = factorise(torch.from_numpy(hessian), order=order, damp=DAMP)
     target = torch.from_numpy(weight)
     found = grid.search(target, scheme, how, dtype=torch.float64)
-    choice = Rounding(found, scheme, factor.order, block_size=block_size, clip=clip)
+    choice = Rounding(found, scheme, factor.order, clip=clip)
     columns = ordered(target, factor.order)
     energy = nearest_plane(columns, factor, choice, block_size=block_size)
     return choice, factor, found, restored(columns, factor.order), energy
@@ -180,13 +180,10 @@ def test_another_choice_joins_the_same_walk() -> None:
     factor = factorise(torch.from_numpy(hessian), order="none", damp=DAMP)
     dropped = {0, 1, 2}
 
-    class Mask:
+    class Mask(Choice):
         def pick(self, step: int, target: Tensor, column: Tensor) -> None:
             if step not in dropped:
                 column.sub_(target)  # the target itself is taken
-
-        def close(self, start: int, stop: int) -> None:
-            pass
 
     columns = ordered(torch.from_numpy(weight), factor.order)
     nearest_plane(columns, factor, Mask(), block_size=4)

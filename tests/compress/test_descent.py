@@ -26,7 +26,7 @@ def start(
     weight = generator.normal(size=(rows, columns))
     factor = factorise(hessian, order="act")
     found = grid.search(torch.from_numpy(weight), scheme, "minmax", dtype=torch.float64)
-    choice = Rounding(found, scheme, factor.order, block_size=16)
+    choice = Rounding(found, scheme, factor.order)
     errors = ordered(torch.from_numpy(weight), factor.order)
     nearest_plane(errors, factor, choice, block_size=16)
     added = restored(factor.added, factor.order)
