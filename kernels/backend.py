@@ -114,14 +114,14 @@ def multiply(
     backend  what `choose` returned
     returns  [..., out] in the dtype of x, with no history for gradients
     """
+    wide = None if bias is None else bias.float()
+    if backend == "cpu":  # checks its own input: it is called often enough to notice
+        found: Tensor = _door()[0].linear(x, weight, wide, compute=compute)
+        return found
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"an input of width {x.shape[-1]} for a weight {list(weight.shape)}")
     if x.device.type not in BACKENDS:
         choose(device=x.device.type)
-    wide = None if bias is None else bias.float()
-    if backend == "cpu":
-        found: Tensor = _door()[0].linear(x, weight, wide, compute=compute)
-        return found
     with torch.no_grad():
         product = blocked.linear(x.float(), weight, compute=compute)
         return (product if wide is None else product.add_(wide)).to(x.dtype)

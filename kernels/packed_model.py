@@ -37,7 +37,7 @@ from unicomp.kernels.blocked import Compute
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.formats.compressed_tensors import CompressedTensors, find_group
 from unicomp.kernels.formats.gptq import Gptq
-from unicomp.kernels.linear import PackedLinear, check_compute
+from unicomp.kernels.linear import DenseLinear, PackedLinear, check_compute
 from unicomp.kernels.load import build
 from unicomp.kernels.packed import PackedTensor
 from unicomp.models import ARCHITECTURES
@@ -118,6 +118,10 @@ def load(
         del layer
         model.set_submodule(module, packed.eval())
         total += packed.packed.numel()
+    if held and kind == torch.bfloat16:
+        for name, other in list(model.named_modules()):
+            if type(other) is nn.Linear:
+                model.set_submodule(name, DenseLinear.of(other))
     known: Any = model  # attributes that its class does not declare
     if held:
         known.save_pretrained = _refuse_saving

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.kernels import backend
-from unicomp.kernels.linear import PackedLinear
+from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 pytestmark = pytest.mark.filterwarnings("ignore::unicomp.kernels.backend.MissingKernelWarning")
@@ -202,3 +202,20 @@ def test_unknown_words_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="`fpga`"):
         PackedLinear.from_packed(packed, backend="fpga")
     assert set(backend.BACKENDS["cpu"]) == {"cpu", "torch"}
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_dense_layer_of_bfloat16_computes_as_before(tokens: int) -> None:
+    linear = nn.Linear(72, 35).to(torch.bfloat16).eval()
+    layer, x = DenseLinear.of(linear), torch.randn(1, tokens, 72).bfloat16()
+    assert layer.weight is linear.weight
+    assert layer.bias is linear.bias
+    assert not layer.training
+    enabled = torch.backends.mkldnn.enabled
+    assert close(layer(x), linear(x), torch.finfo(torch.bfloat16).eps)
+    assert torch.backends.mkldnn.enabled == enabled
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(1, 71).bfloat16())
+    assert torch.backends.mkldnn.enabled == enabled
+    clone = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    assert torch.equal(clone(x), layer(x))

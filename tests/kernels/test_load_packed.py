@@ -19,7 +19,7 @@ from torch import Tensor
 import unicomp
 from unicomp import builtin, text
 from unicomp.errors import CheckpointError, UnsupportedError
-from unicomp.kernels.linear import PackedLinear
+from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
 from unicomp.kernels.packed_model import loaded
 from unicomp.models import ARCHITECTURES
@@ -167,6 +167,19 @@ def test_names_of_models_are_taken_everywhere() -> None:
     assert loaded(model).id == "builtin:tinyworld"
     with pytest.raises(CheckpointError, match="no-such-folder"):
         unicomp.load("./no-such-folder")
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_a_dense_head_keeps_its_weight_and_its_tie(
+    arch: str, tiny_model: Tiny, tmp_path: Path
+) -> None:
+    model = unicomp.load(quantize(tiny_model(arch, dtype=torch.bfloat16), tmp_path / "out"))
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    assert type(head) is DenseLinear
+    assert (head.weight is table.weight) == (arch == "qwen2")
+    one = IDS[:1, :1]
+    whole = logits(model)[:1, :1]
+    assert close(logits(model, one), whole, 2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
