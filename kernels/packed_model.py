@@ -231,9 +231,8 @@ class _Stored:
         if f"{module}.weight_g_idx" in tensors:
             return "its columns are in another order than their groups"
         down = (weights.get("block_structure") or [1, 1])[0]
-        if weights.get("strategy") == "tensor" or self.conv1d != bool(own.tallest):
-            return "rows share scales"
-        if not self.conv1d and down != 1:
+        whole = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
+        if whole == "tensor" or self.conv1d != bool(own.tallest) or (down != 1 and not self.conv1d):
             return "rows share scales"
         version = re.match(r"(\d+)\.(\d+)", str(self.config.get("version", "")))
         dated = version is not None and (int(version[1]), int(version[2])) < (0, 18)
@@ -243,7 +242,9 @@ class _Stored:
 
     def _broken(self, module: str, what: str) -> CheckpointError:
         shards = {
-            info.shard for name, info in self.checkpoint.tensors.items() if name.startswith(module)
+            info.shard
+            for name, info in self.checkpoint.tensors.items()
+            if name.rpartition(".")[0] == module
         }
         files = ", ".join(f"`{self.checkpoint.folder / shard}`" for shard in sorted(shards))
         return CheckpointError(

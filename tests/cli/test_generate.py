@@ -54,3 +54,55 @@ def test_never_beyond_the_context(capsys: Capture) -> None:
 def test_usage(wrong: list[str]) -> None:
     prompt = ["--prompt", "x"] if wrong else []
     assert exit_code(["generate", "builtin:tinyworld", *prompt, *wrong]) == 2
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedded mixture of experts in 4 bits."""
+    out = str(tmp_path_factory.mktemp("mixture") / "out")
+    words = ["--method", "rtn", "--group-size", "32", "--quiet"]
+    assert exit_code(["quantize", "builtin:tinyworld-moe", "--out", out, *words]) == 0
+    return out
+
+
+def test_a_quantized_model_runs_packed_and_says_what_does_not(
+    mixture: str, capsys: Capture
+) -> None:
+    capsys.readouterr()
+    arguments = ["generate", mixture, "--prompt", "There is", "--max-new-tokens", "6"]
+    assert exit_code(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert "quantized weights run dense: experts" in err
+    assert exit_code([*arguments, "--compute", "exact", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    loaded = json.loads(out)["loaded"]
+    assert loaded["compute"] == "exact"
+    assert loaded["packed"] > 0
+    assert list(loaded["dequantized"]) == ["experts are 3-D parameters in transformers"]
+
+
+def test_a_missing_kernel_is_said_once_and_recorded(
+    mixture: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unicomp.kernels import backend
+
+    monkeypatch.setattr(backend, "_door", lambda: (None, "not built"))
+    capsys.readouterr()
+    arguments = ["generate", mixture, "--prompt", "There is", "--max-new-tokens", "2"]
+    assert exit_code(arguments) == 0
+    err = capsys.readouterr().err
+    assert err.count("multiplied by torch, slowly: not built") == 1
+    assert "Warning" not in err
+    assert exit_code([*arguments, "--json"]) == 0
+    loaded = json.loads(capsys.readouterr().out)["loaded"]
+    assert (loaded["backend"], loaded["missing"]) == ("torch", "not built")
+    monkeypatch.setenv(backend.VARIABLE, "cpu")
+    assert exit_code(arguments) == 1
+    assert "error: there is no backend `cpu`: not built" in capsys.readouterr().err
+
+
+def test_an_unknown_compute_is_refused(capsys: Capture) -> None:
+    assert exit_code(["generate", "builtin:tinyworld", "--prompt", "x", "--compute", "fast"]) == 1
+    assert "unknown compute `fast`" in capsys.readouterr().err

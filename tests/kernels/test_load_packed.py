@@ -18,10 +18,12 @@ from torch import Tensor
 
 import unicomp
 from unicomp import builtin, text
+from unicomp.checkpoint import Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
-from unicomp.kernels.packed_model import loaded
+from unicomp.kernels.packed_model import _Stored, loaded
 from unicomp.models import ARCHITECTURES
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan
@@ -150,6 +152,71 @@ def test_an_order_of_columns_runs_dense(tiny_model: Tiny, tmp_path: Path) -> Non
     model = unicomp.load(folder, compute="exact", dtype=torch.float32)
     assert list(loaded(model).dequantized.values()) == [1]
     assert close(logits(model), logits(load_dense(folder)))
+
+
+M = "model.layers.0.mlp.fc"
+ONE = torch.zeros(6, 1, dtype=torch.int32)
+WORDS = {
+    "weight_packed": torch.zeros(6, 4, dtype=torch.int32),
+    "weight_scale": torch.ones(6, 1),
+    "weight_shape": torch.tensor([6, 32]),
+}
+CHANNEL = {"num_bits": 4, "strategy": "channel"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "tensors", "module", "reason"),
+    [
+        (CHANNEL, {}, {}, M, None),
+        ({"num_bits": 4, "group_size": -1, "strategy": None}, {}, {}, M, None),
+        (CHANNEL, {}, {}, "model.layers.0.mlp.experts.0.up_proj", "3-D parameters"),
+        (CHANNEL, {}, {"weight_g_idx": torch.zeros(32, dtype=torch.int32)}, M, "another order"),
+        (CHANNEL, {"targets": ["re:never"]}, {}, M, "no target"),
+        ({"num_bits": 4, "strategy": "tensor"}, {}, {"weight_scale": torch.ones(1)}, M, "share"),
+        ({"num_bits": 4, "strategy": None}, {}, {"weight_scale": torch.ones(1)}, M, "share"),
+        (
+            {"num_bits": 4, "strategy": "block", "block_structure": [2, 32]},
+            {},
+            {"weight_scale": torch.ones(3, 1)},
+            M,
+            "share",
+        ),
+        ({"num_bits": 1, "strategy": "channel"}, {}, {"weight_packed": ONE}, M, "2 to 8 bits"),
+        (
+            {"num_bits": 3, "strategy": "channel"},
+            {"version": "0.12.2"},
+            {"weight_packed": torch.zeros(6, 4, dtype=torch.int32)},
+            M,
+            "before 0.18",
+        ),
+    ],
+)
+def test_what_kernels_do_not_take_is_dense_for_a_reason(
+    weights: dict[str, Any],
+    more: dict[str, Any],
+    tensors: dict[str, Tensor],
+    module: str,
+    reason: str | None,
+    tmp_path: Path,
+) -> None:
+    group = {"targets": more.pop("targets", ["Linear"]), "format": "pack-quantized"}
+    group["weights"] = {"type": "int", "symmetric": True, **weights}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    config |= {"version": "0.20.0", "config_groups": {"group_0": group}, **more}
+    stored = {f"{module}.{name}": tensor for name, tensor in (WORDS | tensors).items()}
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    whole = {"model_type": "llama", "dtype": "float32", "quantization_config": config}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    found = _Stored(open_dense(Checkpoint.open(tmp_path)))
+    if reason is None:
+        assert found.packed == [f"{module}.weight"]
+        assert not found.dense
+        assert found.read(f"{module}.weight").codes.shape == (6, 32)
+    else:
+        assert found.packed == []
+        ((said, count),) = found.dense.items()
+        assert reason in said
+        assert count == 1
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
