@@ -12,13 +12,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # as soon as two processes share a core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help setup demo test test-slow test-all lint format clean
+.PHONY: help setup demo test test-slow test-all sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      quantize the embedded model to int4 and print it beside the base"
 	@echo "make test      the tests that need no GPU, no network and little time"
 	@echo "make test-all  those and the slow ones (test-slow: only the slow ones)"
+	@echo "make sanitize  the kernels' tests under address and undefined-behaviour sanitizers"
 	@echo "make lint      ruff and mypy, changing nothing"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make setup     only the virtual environment, in $(VENV)"
@@ -46,6 +47,16 @@ test-slow: $(STAMP)
 	$(PYTEST) -q -m "slow and not gpu and not network"
 
 test-all: test test-slow
+
+# The extension once more, beside the installed one. libstdc++ is there for torch's exceptions.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
+
+sanitize: $(STAMP)
+	CFLAGS="$(SANITIZE) -g -O1" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 LD_PRELOAD="$(PRELOAD)" \
+		PYTHONPATH=$(CURDIR)/build/sanitize/lib $(BIN)/python -m pytest -q tests/kernels/test_cpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check

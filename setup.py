@@ -1,5 +1,6 @@
 """Build the C kernels where there is a compiler; refuse a checkout that lost its links."""
 
+import os
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -13,6 +14,9 @@ if not CSRC.is_dir():
         "hint: clone with `git clone -c core.symlinks=true`, or build from the sdist or a .tar.gz"
     )
 
+# No debug information: it would carry the path of the build. `CFLAGS` of one's own come instead.
+OPTIMIZE = [] if "CFLAGS" in os.environ else ["-O3", "-g0"]
+
 setup(
     ext_modules=[
         Extension(
@@ -20,10 +24,9 @@ setup(
             sources=sorted(map(str, CSRC.glob("*.c"))),
             depends=sorted(map(str, CSRC.glob("*.h"))),
             # The files' flags stay at the ABI floor: wide functions name what they need themselves.
-            # No debug information: it would carry the path of the build.
             extra_compile_args=[
-                *"-std=c11 -O3 -g0 -ffp-contract=off -Wall -Wextra -pthread".split(),
-                "-fvisibility=hidden",
+                *"-std=c11 -ffp-contract=off -Wall -Wextra -pthread -fvisibility=hidden".split(),
+                *OPTIMIZE,
             ],
             extra_link_args=["-pthread"],
             libraries=["m"],

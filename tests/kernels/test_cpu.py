@@ -308,8 +308,10 @@ def test_codes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="zero points"):
         cpu.block(replace(packed, zero_point=None), "int4")
     fine = Draw(1).weight("int4", 20, 40, 32)
-    with pytest.raises(ValueError, match="does not have the bytes"):
+    with pytest.raises(ValueError, match="bytes of panels cannot hold"):
         cpu.block(fine, "int4", torch.empty(64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="does not have the bytes"):
+        cpu.block(fine, "int4", torch.empty(1024, dtype=torch.uint8))
 
 
 def test_sizes_that_lie_are_refused() -> None:
