@@ -454,3 +454,12 @@ def test_wrong_words(tinyworld: Path) -> None:
         unicomp.load(tinyworld, backend="gpu")
     with pytest.raises(UnsupportedError, match="int8"):
         unicomp.load(tinyworld, dtype=torch.int8)
+
+
+def test_a_whole_model_compiles(tinyworld: Path) -> None:
+    model = unicomp.load(tinyworld)
+    ids, _ = prompts()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        found = compiled(input_ids=ids, use_cache=False).logits
+    assert torch.equal(found.float(), logits(model, ids, use_cache=False))
