@@ -34,21 +34,28 @@
 
 #include "layout.h"
 
-/* Activations of some tokens. Rows of `codes` (int8) or `values` (exact) have `pitch` elements, of
- * which layout->padded are used, zero where they pad. */
+/* Activations of 1, 2, 4, 8 or 16 tokens, side by side: what one line of weights meets lies in one
+ * place, and no token's row falls into the same sets of the cache as another's. With T tokens,
+ * column c of token t is
+ *
+ *     codes[(c / 4 * T + t) * 4 + c % 4]      int8
+ *     values[c * T + t]                       exact
+ *
+ * where c counts the padding of spans, which is zero; scales and sums (of codes) are [spans][T].
+ */
 struct uc_tokens {
     const int8_t *codes;
     const float *values;
-    const float *scales;  /* [tokens][spans] */
-    const int32_t *sums;  /* [tokens][spans], of codes */
-    size_t pitch;
+    const float *scales;
+    const int32_t *sums;
+    size_t count;
 };
 
 enum { UC_TOKENS = 16 }; /* at most at once */
 
-/* Multiply a panel with `count` tokens, 1 to UC_TOKENS; to: [count][16]. */
+/* Multiply a panel with tokens; to: [tokens][16]. */
 typedef void uc_multiply(const struct uc_layout *layout, const uint8_t *panel,
-                         const struct uc_tokens *tokens, size_t count, float *restrict to);
+                         const struct uc_tokens *tokens, float *restrict to);
 
 /* Read `count` values of a dtype as float32. */
 typedef void uc_convert(enum uc_dtype dtype, const uint8_t *from, size_t count, float *restrict to);

@@ -113,7 +113,7 @@ PART void digits_of(enum uc_kind kind, __m256i line, __m256i digits[5]) {
 
 /* sum[t] = the sum of x * u over half a span; of x * (u - 128) for int8. */
 PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                  const int8_t *x, size_t pitch, __m256i *sum) {
+                  const int8_t *x, size_t tokens, __m256i *sum) {
     const size_t turn = uc_digits(kind), most = kind == UC_INT8 ? 1 : kind == UC_INT4 ? 4 : 8;
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 4
@@ -125,7 +125,7 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++)
             narrow[t] = _mm256_setzero_si256();
-        for (size_t line = 0; line < some; line++, lines += UC_LINE, x += UC_LANE * turn) {
+        for (size_t line = 0; line < some; line++, lines += UC_LINE) {
             _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
             const __m256i bytes = _mm256_loadu_si256((const __m256i *)lines);
             if (kind == UC_INT8) {
@@ -134,7 +134,7 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 #pragma GCC unroll 4
                 for (size_t t = 0; t < count; t++)
                     narrow[t] = _mm256_maddubs_epi16(
-                        size_of, _mm256_sign_epi8(four(x + t * pitch), weight));
+                        size_of, _mm256_sign_epi8(four(x + UC_LANE * t), weight));
             } else {
                 __m256i digits[5];
                 digits_of(kind, bytes, digits);
@@ -144,8 +144,9 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
                     for (size_t t = 0; t < count; t++)
                         narrow[t] = _mm256_add_epi16(
                             narrow[t],
-                            _mm256_maddubs_epi16(digits[i], four(x + t * pitch + UC_LANE * i)));
+                            _mm256_maddubs_epi16(digits[i], four(x + UC_LANE * (i * tokens + t))));
             }
+            x += UC_LANE * turn * tokens;
         }
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++)
@@ -158,9 +159,6 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const size_t wide = UC_ROWS * uc_bytes_of(layout->scale_dtype);
-    const float *x_scales = tokens->scales + first * layout->spans;
-    const int32_t *x_sums = tokens->sums + first * layout->spans;
-    const int8_t *x = tokens->codes + first * tokens->pitch;
     const __m256i base = _mm256_set1_epi32(kind == UC_INT8 ? 128 : 0);
     __m256 total[2][4];
     fetch_hole(layout, panel);
@@ -170,24 +168,25 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
     for (size_t span = 0; span < layout->spans; span++) {
         const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const int8_t *own = x + span * layout->span_columns;
+        const int8_t *own =
+            tokens->codes + span * layout->span_columns * tokens->count + UC_LANE * first;
         /* The scales lie behind the lines: those of the next panel, long before it begins. */
         _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; half++) {
             const size_t row = group * UC_ROWS + half * HALF;
             __m256i sum[4];
-            sums_of(kind, count, lines + half * UC_LINE / 2, size, own, tokens->pitch, sum);
+            sums_of(kind, count, lines + half * UC_LINE / 2, size, own, tokens->count, sum);
             const __m256 scale = scales_at(layout->scale_dtype, scales, row);
             __m256i offset = layout->symmetric ? _mm256_set1_epi32(uc_offset(kind))
                                                : offsets_at(offsets, row);
             offset = _mm256_sub_epi32(offset, base);
 #pragma GCC unroll 4
             for (size_t t = 0; t < count; t++) {
-                size_t at = t * layout->spans + span;
-                __m256i gone = _mm256_mullo_epi32(offset, _mm256_set1_epi32(x_sums[at]));
+                size_t at = span * tokens->count + first + t;
+                __m256i gone = _mm256_mullo_epi32(offset, _mm256_set1_epi32(tokens->sums[at]));
                 __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[t], gone));
-                dot = _mm256_mul_ps(_mm256_mul_ps(dot, _mm256_set1_ps(x_scales[at])), scale);
+                dot = _mm256_mul_ps(_mm256_mul_ps(dot, _mm256_set1_ps(tokens->scales[at])), scale);
                 total[half][t] = _mm256_add_ps(total[half][t], dot);
             }
         }
@@ -202,7 +201,7 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
 PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                 const uint8_t *panel, const struct uc_tokens *tokens, size_t first, size_t half,
                 float *to) {
-    const size_t turn = uc_digits(kind);
+    const size_t turn = uc_digits(kind), step = UC_LANE * tokens->count;
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const __m256i byte = _mm256_set1_epi32(255);
     __m256 total[2];
@@ -213,7 +212,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
         const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
         const size_t row = group * UC_ROWS + half * HALF;
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE + half * UC_LINE / 2;
-        const float *x = tokens->values + first * tokens->pitch + span * layout->span_columns;
+        const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
         const __m256 offset = layout->symmetric ? _mm256_set1_ps((float)uc_offset(kind))
                                                 : _mm256_cvtepi32_ps(offsets_at(offsets, row));
         __m256 part[2][4];
@@ -222,7 +221,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 #pragma GCC unroll 4
             for (size_t j = 0; j < 4; j++)
                 part[t][j] = _mm256_setzero_ps();
-        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn) {
+        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += step * turn) {
             _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
             __m256i digits[5];
             digits_of(kind, _mm256_loadu_si256((const __m256i *)lines), digits);
@@ -236,7 +235,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
                     for (size_t t = 0; t < count; t++)
                         part[t][j] = _mm256_fmadd_ps(
                             weight,
-                            _mm256_set1_ps(x[t * tokens->pitch + UC_LANE * i + (size_t)j]),
+                            _mm256_set1_ps(x[step * i + tokens->count * (size_t)j + t]),
                             part[t][j]);
                 }
         }
@@ -256,22 +255,20 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 /* Both products of a kind, in blocks of as many tokens as registers hold. */
 #define KIND(name, kind)                                                                           \
     static WIDE void uc_dots_##name##_avx2(const struct uc_layout *layout, const uint8_t *panel,   \
-                                           const struct uc_tokens *tokens, size_t count,           \
-                                           float *restrict to) {                                   \
+                                           const struct uc_tokens *tokens, float *restrict to) {   \
         size_t t = 0;                                                                              \
-        for (; count - t >= 4; t += 4)                                                             \
+        for (; tokens->count - t >= 4; t += 4)                                                     \
             dots(kind, 4, layout, panel, tokens, t, to);                                           \
-        for (; t < count; t++)                                                                     \
+        for (; t < tokens->count; t++)                                                             \
             dots(kind, 1, layout, panel, tokens, t, to);                                           \
     }                                                                                              \
     static WIDE void uc_exact_##name##_avx2(const struct uc_layout *layout, const uint8_t *panel,  \
-                                            const struct uc_tokens *tokens, size_t count,          \
-                                            float *restrict to) {                                  \
+                                            const struct uc_tokens *tokens, float *restrict to) {  \
         for (size_t half = 0; half < 2; half++) {                                                  \
             size_t t = 0;                                                                          \
-            for (; count - t >= 2; t += 2)                                                         \
+            for (; tokens->count - t >= 2; t += 2)                                                 \
                 exact(kind, 2, layout, panel, tokens, t, half, to);                                \
-            if (t < count)                                                                         \
+            if (t < tokens->count)                                                                 \
                 exact(kind, 1, layout, panel, tokens, t, half, to);                                \
         }                                                                                          \
     }

@@ -116,12 +116,12 @@ PART void digits_of(enum uc_kind kind, __m512i line, __m512i digits[5]) {
 
 /* sum[t] = the sum of x * u over a span, for many tokens: digits are made once for all. */
 PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                       const int8_t *x, size_t pitch, __m512i *sum) {
+                       const int8_t *x, __m512i *sum) {
     const size_t turn = uc_digits(kind);
 #pragma GCC unroll 16
     for (size_t t = 0; t < count; t++)
         sum[t] = _mm512_setzero_si512();
-    for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn) {
+    for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn * count) {
         _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
         __m512i digits[5];
         digits_of(kind, _mm512_loadu_si512(lines), digits);
@@ -129,13 +129,13 @@ PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lin
         for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 16
             for (size_t t = 0; t < count; t++)
-                sum[t] = _mm512_dpbusd_epi32(sum[t], digits[i], four(x + t * pitch + UC_LANE * i));
+                sum[t] = _mm512_dpbusd_epi32(sum[t], digits[i], four(x + UC_LANE * (i * count + t)));
     }
 }
 
 /* One line of what sums_of_few adds up. */
 PART void add_line(enum uc_kind kind, const size_t count, const uint8_t *line, const int8_t *x,
-                   size_t pitch, __m512i now[2][5], __m512i next[2][5]) {
+                   __m512i now[2][5], __m512i next[2][5]) {
     const size_t turn = uc_digits(kind);
     const int bits = (int)(8 / turn);
     _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
@@ -150,7 +150,7 @@ PART void add_line(enum uc_kind kind, const size_t count, const uint8_t *line, c
             bytes = triple(bytes);
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++) {
-            __m512i own = four(x + t * pitch + UC_LANE * i);
+            __m512i own = four(x + UC_LANE * (i * count + t));
             now[t][i] = _mm512_dpbusd_epi32(now[t][i], digit, own);
             if (kind == UC_TRIT5)
                 next[t][i] = _mm512_dpbusd_epi32(next[t][i], bytes, own);
@@ -161,8 +161,8 @@ PART void add_line(enum uc_kind kind, const size_t count, const uint8_t *line, c
 /* The same for one or two tokens: digits stay where they are, several accumulators a token keep the
  * products of a line, and of two lines, from waiting for each other. */
 PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                      const int8_t *x, size_t pitch, __m512i *sum) {
-    const size_t turn = uc_digits(kind), columns = UC_LANE * turn;
+                      const int8_t *x, __m512i *sum) {
+    const size_t turn = uc_digits(kind), step = UC_LANE * turn * count;
     const int bits = (int)(8 / turn);
     __m512i now[2][5], next[2][5]; /* next: the second line's, but for trit5 */
 #pragma GCC unroll 2
@@ -171,13 +171,13 @@ PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *line
         for (size_t i = 0; i < 5; i++)
             now[t][i] = next[t][i] = _mm512_setzero_si512();
     size_t line = 0;
-    for (; line + 2 <= size; line += 2, lines += 2 * UC_LINE, x += 2 * columns) {
-        add_line(kind, count, lines, x, pitch, now, next);
-        add_line(kind, count, lines + UC_LINE, x + columns, pitch, kind == UC_TRIT5 ? now : next,
+    for (; line + 2 <= size; line += 2, lines += 2 * UC_LINE, x += 2 * step) {
+        add_line(kind, count, lines, x, now, next);
+        add_line(kind, count, lines + UC_LINE, x + step, kind == UC_TRIT5 ? now : next,
                  next);
     }
     if (line < size)
-        add_line(kind, count, lines, x, pitch, now, next);
+        add_line(kind, count, lines, x, now, next);
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++) {
         if (kind == UC_TRIT5) {
@@ -201,12 +201,9 @@ PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *line
 }
 
 PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
-               const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
+               const uint8_t *panel, const struct uc_tokens *tokens, float *to) {
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const size_t wide = UC_ROWS * uc_bytes_of(layout->scale_dtype);
-    const float *x_scales = tokens->scales + first * layout->spans;
-    const int32_t *x_sums = tokens->sums + first * layout->spans;
-    const int8_t *x = tokens->codes + first * tokens->pitch;
     __m512 total[UC_TOKENS];
     fetch_hole(layout, panel);
 #pragma GCC unroll 16
@@ -215,30 +212,30 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
     for (size_t span = 0; span < layout->spans; span++) {
         const size_t group = span * layout->scale_step;
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const int8_t *own = x + span * layout->span_columns;
+        const int8_t *own = tokens->codes + span * layout->span_columns * count;
         __m512i sum[UC_TOKENS];
         /* The scales lie behind the lines: those of the next panel, long before it begins. */
         /* The scales lie behind the lines: those of the next panel, long before it begins. */
         _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
         if (count <= 2)
-            sums_of_few(kind, count, lines, uc_lines_of(layout, span), own, tokens->pitch, sum);
+            sums_of_few(kind, count, lines, uc_lines_of(layout, span), own, sum);
         else
-            sums_of_many(kind, count, lines, uc_lines_of(layout, span), own, tokens->pitch, sum);
+            sums_of_many(kind, count, lines, uc_lines_of(layout, span), own, sum);
         const __m512 scale = scales_at(layout->scale_dtype, scales, group);
         const __m512i offset = layout->symmetric ? _mm512_set1_epi32(uc_offset(kind))
                                                  : offsets_at(offsets, group);
 #pragma GCC unroll 16
         for (size_t t = 0; t < count; t++) {
-            size_t at = t * layout->spans + span;
-            __m512i gone = _mm512_mullo_epi32(offset, _mm512_set1_epi32(x_sums[at]));
+            size_t at = span * count + t;
+            __m512i gone = _mm512_mullo_epi32(offset, _mm512_set1_epi32(tokens->sums[at]));
             __m512 dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[t], gone));
-            dot = _mm512_mul_ps(_mm512_mul_ps(dot, _mm512_set1_ps(x_scales[at])), scale);
+            dot = _mm512_mul_ps(_mm512_mul_ps(dot, _mm512_set1_ps(tokens->scales[at])), scale);
             total[t] = _mm512_add_ps(total[t], dot);
         }
     }
 #pragma GCC unroll 16
     for (size_t t = 0; t < count; t++)
-        _mm512_storeu_ps(to + (first + t) * UC_ROWS, total[t]);
+        _mm512_storeu_ps(to + t * UC_ROWS, total[t]);
 }
 
 /* One of the four columns of a lane, as float32 less the offset. */
@@ -251,7 +248,7 @@ PART __m512 weights_of(__m512i digits, unsigned column, __m512 offset) {
 
 PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                 const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
-    const size_t turn = uc_digits(kind);
+    const size_t turn = uc_digits(kind), step = UC_LANE * tokens->count;
     const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     __m512 total[4];
     fetch_hole(layout, panel);
@@ -261,8 +258,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
     for (size_t span = 0; span < layout->spans; span++) {
         const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const float *x =
-            tokens->values + first * tokens->pitch + span * layout->span_columns;
+        const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
         const __m512 offset = layout->symmetric
                                   ? _mm512_set1_ps((float)uc_offset(kind))
                                   : _mm512_cvtepi32_ps(offsets_at(offsets, group));
@@ -272,7 +268,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 #pragma GCC unroll 4
             for (size_t j = 0; j < 4; j++)
                 part[t][j] = _mm512_setzero_ps();
-        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn) {
+        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += step * turn) {
             _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
             __m512i digits[5];
             digits_of(kind, _mm512_loadu_si512(lines), digits);
@@ -284,7 +280,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 #pragma GCC unroll 4
                     for (size_t t = 0; t < count; t++)
                         part[t][j] = _mm512_fmadd_ps(
-                            weight, _mm512_set1_ps(x[t * tokens->pitch + UC_LANE * i + j]),
+                            weight, _mm512_set1_ps(x[step * i + tokens->count * j + t]),
                             part[t][j]);
                 }
         }
@@ -301,30 +297,35 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
         _mm512_storeu_ps(to + (first + t) * UC_ROWS, total[t]);
 }
 
-/* Both products of a kind, in blocks of as many tokens as registers hold. */
+/* Both products of a kind, with as many tokens at once as registers hold. */
 #define KIND(name, kind)                                                                           \
     static WIDE void uc_dots_##name##_avx512vnni(                                                  \
         const struct uc_layout *layout, const uint8_t *panel, const struct uc_tokens *tokens,      \
-        size_t count, float *restrict to) {                                                        \
-        size_t t = 0;                                                                              \
-        for (; count - t >= 16; t += 16)                                                           \
-            dots(kind, 16, layout, panel, tokens, t, to);                                          \
-        for (; count - t >= 8; t += 8)                                                             \
-            dots(kind, 8, layout, panel, tokens, t, to);                                           \
-        for (; count - t >= 4; t += 4)                                                             \
-            dots(kind, 4, layout, panel, tokens, t, to);                                           \
-        for (; count - t >= 2; t += 2)                                                             \
-            dots(kind, 2, layout, panel, tokens, t, to);                                           \
-        if (t < count)                                                                             \
-            dots(kind, 1, layout, panel, tokens, t, to);                                           \
+        float *restrict to) {                                                                      \
+        switch (tokens->count) {                                                                   \
+        case 16:                                                                                   \
+            dots(kind, 16, layout, panel, tokens, to);                                             \
+            break;                                                                                 \
+        case 8:                                                                                    \
+            dots(kind, 8, layout, panel, tokens, to);                                              \
+            break;                                                                                 \
+        case 4:                                                                                    \
+            dots(kind, 4, layout, panel, tokens, to);                                              \
+            break;                                                                                 \
+        case 2:                                                                                    \
+            dots(kind, 2, layout, panel, tokens, to);                                              \
+            break;                                                                                 \
+        default:                                                                                   \
+            dots(kind, 1, layout, panel, tokens, to);                                              \
+        }                                                                                          \
     }                                                                                              \
     static WIDE void uc_exact_##name##_avx512vnni(                                                 \
         const struct uc_layout *layout, const uint8_t *panel, const struct uc_tokens *tokens,      \
-        size_t count, float *restrict to) {                                                        \
+        float *restrict to) {                                                                      \
         size_t t = 0;                                                                              \
-        for (; count - t >= 4; t += 4)                                                             \
+        for (; tokens->count - t >= 4; t += 4)                                                     \
             exact(kind, 4, layout, panel, tokens, t, to);                                          \
-        for (; t < count; t++)                                                                     \
+        for (; t < tokens->count; t++)                                                             \
             exact(kind, 1, layout, panel, tokens, t, to);                                          \
     }
 

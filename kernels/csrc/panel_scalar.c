@@ -89,32 +89,35 @@ static void digits_of(enum uc_kind kind, uint32_t byte, int32_t digits[5]) {
 
 /* One row of one span: the lane of a row is 4 bytes of each line. */
 static int32_t dot_of(enum uc_kind kind, const uint8_t *lane, size_t lines, const int8_t *x,
-                      int32_t offset) {
+                      size_t tokens, int32_t offset) {
+    const size_t step = UC_LANE * tokens;
     int32_t dot = 0, digits[5];
-    for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += UC_LANE * uc_digits(kind))
+    for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += step * uc_digits(kind))
         for (size_t j = 0; j < UC_LANE; j++) {
             digits_of(kind, lane[j], digits);
             for (size_t i = 0; i < uc_digits(kind); i++)
-                dot += x[UC_LANE * i + j] * (digits[i] - offset);
+                dot += x[step * i + j] * (digits[i] - offset);
         }
     return dot;
 }
 
 static float exact_of(enum uc_kind kind, const uint8_t *lane, size_t lines, const float *x,
-                      int32_t offset) {
+                      size_t tokens, int32_t offset) {
+    const size_t step = UC_LANE * tokens;
     float part[UC_LANE] = {0};
     int32_t digits[5];
-    for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += UC_LANE * uc_digits(kind))
+    for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += step * uc_digits(kind))
         for (size_t j = 0; j < UC_LANE; j++) {
             digits_of(kind, lane[j], digits);
             for (size_t i = 0; i < uc_digits(kind); i++)
-                part[j] = fmaf((float)(digits[i] - offset), x[UC_LANE * i + j], part[j]);
+                part[j] = fmaf((float)(digits[i] - offset), x[step * i + tokens * j], part[j]);
         }
     return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 static void multiply(const struct uc_layout *layout, const uint8_t *panel,
-                     const struct uc_tokens *tokens, size_t count, float *restrict to, int exact) {
+                     const struct uc_tokens *tokens, float *restrict to, int exact) {
+    const size_t count = tokens->count;
     const uint8_t *scales = uc_scales_of(layout, panel);
     const uint8_t *offsets = uc_offsets_of(layout, panel);
     memset(to, 0, sizeof(float) * UC_ROWS * count);
@@ -126,18 +129,19 @@ static void multiply(const struct uc_layout *layout, const uint8_t *panel,
                           scales + group * UC_ROWS * uc_bytes_of(layout->scale_dtype), UC_ROWS,
                           scale);
         for (size_t t = 0; t < count; t++) {
-            size_t at = t * tokens->pitch + span * layout->span_columns;
+            const size_t at = span * layout->span_columns * count;
             for (size_t r = 0; r < UC_ROWS; r++) {
                 const uint8_t *lane = first + UC_LANE * r;
                 int32_t offset =
                     layout->symmetric ? uc_offset(layout->kind) : offsets[group * UC_ROWS + r];
                 float *total = to + UC_ROWS * t + r;
                 if (exact) {
-                    *total +=
-                        exact_of(layout->kind, lane, lines, tokens->values + at, offset) * scale[r];
+                    const float *x = tokens->values + at + t;
+                    *total += exact_of(layout->kind, lane, lines, x, count, offset) * scale[r];
                 } else {
-                    int32_t dot = dot_of(layout->kind, lane, lines, tokens->codes + at, offset);
-                    *total += (float)dot * tokens->scales[t * layout->spans + span] * scale[r];
+                    const int8_t *x = tokens->codes + at + UC_LANE * t;
+                    int32_t dot = dot_of(layout->kind, lane, lines, x, count, offset);
+                    *total += (float)dot * tokens->scales[span * count + t] * scale[r];
                 }
             }
         }
@@ -145,13 +149,13 @@ static void multiply(const struct uc_layout *layout, const uint8_t *panel,
 }
 
 static void uc_dots_scalar(const struct uc_layout *layout, const uint8_t *panel,
-                           const struct uc_tokens *tokens, size_t count, float *restrict to) {
-    multiply(layout, panel, tokens, count, to, 0);
+                           const struct uc_tokens *tokens, float *restrict to) {
+    multiply(layout, panel, tokens, to, 0);
 }
 
 static void uc_exact_scalar(const struct uc_layout *layout, const uint8_t *panel,
-                            const struct uc_tokens *tokens, size_t count, float *restrict to) {
-    multiply(layout, panel, tokens, count, to, 1);
+                            const struct uc_tokens *tokens, float *restrict to) {
+    multiply(layout, panel, tokens, to, 1);
 }
 
 static int usable(void) {

@@ -19,35 +19,72 @@ struct run {
     const struct uc_isa *isa;
     size_t start; /* first token of the chunk */
     size_t count; /* tokens of the chunk */
-    size_t pitch; /* elements from token to token */
     int8_t *codes;
     float *values, *scales;
     int32_t *sums;
 };
 
+/* How many tokens go together when `left` are left: 16, 8, 4, 2 or 1. */
+static size_t together(size_t left) {
+    size_t count = UC_TOKENS;
+    while (count > left)
+        count /= 2;
+    return count;
+}
+
+/* The tokens of the chunk from t on that go together. */
+static struct uc_tokens tokens_at(const struct run *run, size_t t) {
+    size_t at = t * run->layout->padded, span = t * run->layout->spans;
+    struct uc_tokens tokens = {.count = together(run->count - t)};
+    if (run->product->exact) {
+        tokens.values = run->values + at;
+    } else {
+        tokens.codes = run->codes + at;
+        tokens.scales = run->scales + span;
+        tokens.sums = run->sums + span;
+    }
+    return tokens;
+}
+
+/* Lay one token's span out beside those of its `count` - 1 neighbours; `to` is its first value. */
+static void spread_codes(const int8_t *from, size_t columns, size_t count, int8_t *to) {
+    for (size_t i = 0; i < columns; i += UC_LANE, to += UC_LANE * count)
+        memcpy(to, from + i, UC_LANE);
+}
+
+static void spread_values(const float *from, size_t columns, size_t count, float *to) {
+    for (size_t i = 0; i < columns; i++)
+        to[i * count] = from[i];
+}
+
 /* Lay tokens first..end-1 of the chunk out in spans, as int8 or float32. */
 static void prepare(void *context, size_t first, size_t end) {
     const struct run *run = context;
     const struct uc_layout *layout = run->layout;
-    const size_t wide = uc_bytes_of((enum uc_dtype)run->product->dtype);
-    float part[UC_SPAN_MAX];
+    const enum uc_dtype dtype = (enum uc_dtype)run->product->dtype;
+    const size_t wide = uc_bytes_of(dtype);
+    float values[UC_SPAN_MAX + UC_LINE];
+    int8_t codes[UC_SPAN_MAX + UC_LINE];
     for (size_t t = first; t < end; t++) {
         const uint8_t *row = run->product->x + (run->start + t) * layout->columns * wide;
+        /* Those before it in the chunk went together in the same way. */
+        size_t block = t / UC_TOKENS * UC_TOKENS, count;
+        while (block + (count = together(run->count - block)) <= t)
+            block += count;
         for (size_t span = 0; span < layout->spans; span++) {
             size_t from = span * layout->span, left = layout->columns - from;
             size_t own = left < layout->span ? left : layout->span;
-            size_t at = t * run->pitch + span * layout->span_columns;
-            size_t pad =
-                uc_lines_of(layout, span) * UC_LANE * uc_digits(layout->kind) - own;
-            float *values = run->product->exact ? run->values + at : part;
-            run->isa->convert((enum uc_dtype)run->product->dtype, row + from * wide, own, values);
+            size_t padded = uc_lines_of(layout, span) * UC_LANE * uc_digits(layout->kind);
+            size_t at = block * layout->padded + span * layout->span_columns * count;
+            run->isa->convert(dtype, row + from * wide, own, values);
             if (run->product->exact) {
-                memset(values + own, 0, pad * sizeof(float));
+                memset(values + own, 0, (padded - own) * sizeof(float));
+                spread_values(values, padded, count, run->values + at + (t - block));
             } else {
-                size_t index = t * layout->spans + span;
-                run->isa->quantize(values, own, run->codes + at, run->scales + index,
-                                   run->sums + index);
-                memset(run->codes + at + own, 0, pad);
+                size_t index = block * layout->spans + span * count + (t - block);
+                run->isa->quantize(values, own, codes, run->scales + index, run->sums + index);
+                memset(codes + own, 0, padded - own);
+                spread_codes(codes, padded, count, run->codes + at + UC_LANE * (t - block));
             }
         }
     }
@@ -65,22 +102,17 @@ static void multiply(void *context, size_t first, size_t end) {
         const uint8_t *data = product->weight + panel * layout->panel_bytes;
         size_t row = panel * UC_ROWS, left = layout->rows - row;
         size_t rows = left < UC_ROWS ? left : UC_ROWS;
-        for (size_t t = 0; t < run->count; t += UC_TOKENS) {
-            size_t count = run->count - t < UC_TOKENS ? run->count - t : UC_TOKENS;
-            struct uc_tokens tokens = {run->codes ? run->codes + t * run->pitch : NULL,
-                                       run->values ? run->values + t * run->pitch : NULL,
-                                       run->scales ? run->scales + t * layout->spans : NULL,
-                                       run->sums ? run->sums + t * layout->spans : NULL,
-                                       run->pitch};
-            own(layout, data, &tokens, count, tile);
-            for (size_t i = 0; i < count; i++) {
+        for (size_t t = 0; t < run->count;) {
+            const struct uc_tokens tokens = tokens_at(run, t);
+            own(layout, data, &tokens, tile);
+            for (size_t i = 0; i < tokens.count; i++, t++) {
                 float *values = tile + i * UC_ROWS;
                 for (size_t r = 0; product->bias && r < rows; r++) {
                     float bias;
                     memcpy(&bias, product->bias + (row + r) * sizeof bias, sizeof bias);
                     values[r] += bias;
                 }
-                size_t at = (run->start + t + i) * layout->rows + row;
+                size_t at = (run->start + t) * layout->rows + row;
                 run->isa->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
             }
         }
@@ -114,10 +146,7 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
     if (status != UC_OK || product->tokens == 0)
         return status;
     struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
-    /* An odd number of lines from token to token: else all tokens fall into the same few sets of
-     * the first cache. */
-    run.pitch = ((layout->padded + UC_LINE - 1) / UC_LINE | 1) * UC_LINE;
-    size_t row = run.pitch * (product->exact ? sizeof(float) : 1);
+    size_t row = layout->padded * (product->exact ? sizeof(float) : 1);
     size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
     chunk = chunk > CHUNK_TOKENS ? chunk : CHUNK_TOKENS;
     chunk = chunk < product->tokens ? chunk : product->tokens;
