@@ -23,6 +23,7 @@ from unicomp.kernels import backend as backends
 from unicomp.kernels.blocked import Blocked, Compute, Kind
 from unicomp.kernels.linear import PackedLinear, check_compute
 from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.kernels.packed_model import load, loaded
 
 MODEL_SCHEMA = "unicomp.bench.model/1"
@@ -118,8 +119,11 @@ def bytes_per_token(network: PreTrainedModel) -> int:
     config: Any = network.config
     total = 0
     for path, module in network.named_modules():
-        if isinstance(module, PackedLinear):
-            total += module.packed.nbytes
+        if isinstance(module, PackedExperts):
+            every = sum(buffer.nbytes for buffer in module.buffers())
+            total += every * int(config.num_experts_per_tok) // module.num_experts
+        elif isinstance(module, PackedLinear):
+            total += 0 if ".experts." in path else module.packed.nbytes
         elif isinstance(module, nn.Linear | Conv1D):
             total += module.weight.nbytes
         elif path.endswith(".experts"):

@@ -8,8 +8,7 @@ never in memory, and a file of N bytes takes little more than N to load.
 
 What no kernel takes is dequantized, as `load.py` does it, and `Loaded` says which and why:
 
-* experts of mixtures: transformers holds a layer's as two 3-D parameters, and multiplies with them
-  itself
+* experts of a layer of which not all are packed: transformers holds them as two 3-D parameters
 * 8- and 4-bit floats, columns in another order than their groups (`g_idx`), scales that several
   rows share, words of compressed-tensors before 0.18
 """
@@ -17,7 +16,7 @@ What no kernel takes is dequantized, as `load.py` does it, and `Loaded` says whi
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,9 @@ from unicomp.kernels.formats.gptq import Gptq
 from unicomp.kernels.linear import DenseLinear, PackedLinear, check_compute
 from unicomp.kernels.load import build
 from unicomp.kernels.packed import PackedTensor
+from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.models import ARCHITECTURES
+from unicomp.writer import Meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +103,32 @@ def load(
     name = next((name for name, own in DTYPES.items() if own == kind), None)
     if name not in ("F32", "F16", "BF16"):
         raise UnsupportedError(f"a model cannot be loaded as {kind}", hint="use bfloat16")
-    place = torch.device(device or "cpu").type
+    target = torch.device(device or "cpu").type
     dense = open_dense(checkpoint, dtype=name)
     stored = _Stored(dense)
-    chosen = backends.choose(backend, place) if stored.packed or place != "cpu" else None
-    held = {name: torch.zeros((), dtype=kind) for name in stored.packed}
-    model = build(_with_placeholders(dense, held), dtype=kind)
-    total = 0
-    for weight, module in _places(model, held).items():
-        layer = model.get_submodule(module)
-        bias = getattr(layer, "bias", None)
-        packed = PackedLinear.from_packed(
-            stored.read(weight), bias, compute=compute, backend=chosen
-        )
-        del layer
-        model.set_submodule(module, packed.eval())
-        total += packed.packed.numel()
-    if held and kind == torch.bfloat16:
-        for name, other in list(model.named_modules()):
+    chosen = backends.choose(backend, target) if stored.any or target != "cpu" else None
+    zeros = {name: torch.zeros((), dtype=kind) for name in [*stored.linears, *stored.mixtures]}
+    network = build(_with_placeholders(dense, stored, zeros), dtype=kind)
+
+    def packed(name: str, bias: Tensor | None) -> PackedLinear:
+        return PackedLinear.from_packed(stored.read(name), bias, compute=compute, backend=chosen)
+
+    for name, place in _places(network, zeros).items():
+        old: Any = network.get_submodule(place)
+        new: nn.Module
+        if name in stored.mixtures:
+            members = [[packed(own, None) for own in names] for names in stored.mixtures[name]]
+            new = PackedExperts(members, old.act_fn)
+        else:
+            new = packed(name, old.bias)
+        network.set_submodule(place, new.eval())
+    layers = [own for own in network.modules() if isinstance(own, PackedLinear)]
+    if layers and kind == torch.bfloat16:
+        for place, other in list(network.named_modules()):
             if type(other) is nn.Linear:
-                model.set_submodule(name, DenseLinear.of(other))
-    known: Any = model  # attributes that its class does not declare
-    if held:
+                network.set_submodule(place, DenseLinear.of(other))
+    known: Any = network  # attributes that its class does not declare
+    if layers:
         known.save_pretrained = _refuse_saving
     known.unicomp_loaded = Loaded(
         id=source.id,
@@ -132,12 +137,12 @@ def load(
         backend=chosen,
         isa=None if chosen is None else backends.isa(chosen),
         missing=None if chosen is None else backends.missing(),
-        packed=len(held),
-        packed_bytes=total,
+        packed=len(layers),
+        packed_bytes=sum(own.packed.numel() for own in layers),
         dequantized=stored.dense,
         seconds=time.monotonic() - began,
     )
-    return model
+    return network
 
 
 def loaded(model: nn.Module) -> Loaded:
@@ -151,8 +156,10 @@ def loaded(model: nn.Module) -> Loaded:
 class _Stored:
     """Sorts the quantized weights of a checkpoint into packed and dense, and reads the packed.
 
-    packed  names of the weights that stay packed
-    dense   reason -> how many are dequantized for it
+    linears   names of the weights that stay packed, but for experts
+    mixtures  `<layer>.<experts>.gate_up_proj`, the first of the two parameters that transformers
+              has for a layer's experts -> (gate, up, down) names of each, where all stay packed
+    dense     reason -> how many are dequantized for it
     """
 
     def __init__(self, source: DenseSource) -> None:
@@ -161,14 +168,57 @@ class _Stored:
         self.config = config.get("quantization_config") or config.get("compression_config") or {}
         row = ARCHITECTURES.get(str(config.get("model_type")))
         self.conv1d = row is not None and row.conv1d
+        self.experts = None if row is None else row.experts
         self.shapes = {name: source.tensors[name].shape for name in source.readers}
         method = self.config.get("quant_method")
         self.format = None
         if method in formats.formats():
             self.format = formats.find(method).reading(self.config)
         reasons = {name: self._refusal(name) for name in source.readers}
-        self.packed = [name for name, reason in reasons.items() if reason is None]
+        taken = {name for name, reason in reasons.items() if reason is None}
+        self.mixtures = self._mixtures(source.tensors, taken)
+        inside = {name for all_ in self.mixtures.values() for names in all_ for name in names}
+        for name in taken - inside:
+            if ".experts." in name:
+                reasons[name] = "experts are 3-D parameters, and not all of the layer's are packed"
+        self.linears = [
+            name for name, reason in reasons.items() if reason is None and name not in inside
+        ]
         self.dense = dict(Counter(reason for reason in reasons.values() if reason is not None))
+
+    @property
+    def any(self) -> bool:
+        """Whether a weight stays packed."""
+        return bool(self.linears or self.mixtures)
+
+    def shape_of_experts(self, mixture: str) -> tuple[int, int, int]:
+        """Return experts, hidden and inner width of a mixture."""
+        members = self.mixtures[mixture]
+        inner, hidden = self.shapes[members[0][0]]
+        return len(members), hidden, inner
+
+    def _mixtures(
+        self, names: Iterable[str], taken: Collection[str]
+    ) -> dict[str, list[tuple[str, ...]]]:
+        if self.experts is None:
+            return {}
+        inside = rf"(.+)\.{re.escape(self.experts.disk)}\.(\d+)\.\w+\.weight"
+        found: dict[str, set[int]] = {}
+        for name in names:
+            if place := re.fullmatch(inside, name):
+                found.setdefault(place[1], set()).add(int(place[2]))
+        mixtures = {}
+        for layer, numbers in found.items():
+            root = f"{layer}.{self.experts.disk}"
+            members = [
+                tuple(f"{root}.{number}.{own}.weight" for own in self.experts.names)
+                for number in range(len(numbers))
+            ]
+            whole = all(name in taken for member in members for name in member)
+            shapes = {tuple(self.shapes[name] for name in member) for member in members if whole}
+            if len(shapes) == 1:
+                mixtures[f"{layer}.{self.experts.path}.gate_up_proj"] = members
+        return mixtures
 
     def read(self, name: str) -> PackedTensor:
         """Return the codes, scales and zero points of a weight, with checked shapes and values."""
@@ -199,8 +249,6 @@ class _Stored:
     def _refusal(self, name: str) -> str | None:
         """Say why a weight has to be dense; None: kernels take it."""
         module = name.removesuffix(".weight")
-        if ".experts." in name:
-            return "experts are 3-D parameters in transformers"
         if isinstance(self.format, Gptq):
             return self._gptq(module, name)
         if isinstance(self.format, CompressedTensors):
@@ -253,30 +301,48 @@ class _Stored:
         )
 
 
-def _with_placeholders(source: DenseSource, held: Mapping[str, Tensor]) -> DenseSource:
-    """Return a source that reads one zero, expanded, for each of these weights."""
-    readers = dict(source.readers)
-    for name, zero in held.items():
-        readers[name] = partial(_expanded, zero.expand(source.tensors[name].shape))
-    return replace(source, readers=readers)
+def _with_placeholders(
+    source: DenseSource, stored: _Stored, zeros: Mapping[str, Tensor]
+) -> DenseSource:
+    """Return a source that reads one zero, expanded, for each of these weights and mixtures.
+
+    Experts are shown as the two parameters that transformers holds, or it would stack them.
+    """
+    readers, tensors = dict(source.readers), dict(source.tensors)
+
+    def show(name: str, shape: tuple[int, ...], zero: Tensor) -> None:
+        tensors[name] = Meta(name, "F32", shape)
+        readers[name] = partial(_expanded, zero.expand(shape))
+
+    for name in stored.linears:
+        show(name, source.tensors[name].shape, zeros[name])
+    for name, members in stored.mixtures.items():
+        for own in (own for member in members for own in member):
+            del tensors[own], readers[own]
+        count, hidden, inner = stored.shape_of_experts(name)
+        show(name, (count, 2 * inner, hidden), zeros[name])
+        down = name.removesuffix("gate_up_proj") + "down_proj"
+        show(down, (count, hidden, inner), torch.zeros_like(zeros[name]))
+    return replace(source, readers=readers, tensors=tensors)
 
 
 def _expanded(zeros: Tensor, start: int, stop: int) -> Tensor:
     return zeros[start:stop]
 
 
-def _places(model: PreTrainedModel, held: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return weight on disk -> the module that holds its placeholder, in the order of the model."""
-    names = {zero.data_ptr(): name for name, zero in held.items()}
-    found = {
-        names[module.weight.data_ptr()]: path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.data_ptr() in names
-    }
-    for name in held:
+def _places(model: PreTrainedModel, zeros: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return name -> the module that holds its placeholder, in the order of the model."""
+    names = {zero.data_ptr(): name for name, zero in zeros.items()}
+    found = {}
+    for path, module in model.named_modules():
+        linear = isinstance(module, nn.Linear | Conv1D)
+        weight = getattr(module, "weight" if linear else "gate_up_proj", None)
+        if isinstance(weight, Tensor) and weight.data_ptr() in names:
+            found[names[weight.data_ptr()]] = path
+    for name in zeros:
         if name not in found:
             raise UnsupportedError(
-                f"`{name}` is packed, and the model keeps it in no linear of its own",
+                f"`{name}` is packed, and the model keeps it in no module of its own",
                 hint="load it dense, with transformers",
             )
     return found

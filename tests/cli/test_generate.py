@@ -66,21 +66,28 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_quantized_model_runs_packed_and_says_what_does_not(
-    mixture: str, capsys: Capture
+    mixture: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from unicomp.kernels.packed_model import _Stored
+
     capsys.readouterr()
     arguments = ["generate", mixture, "--prompt", "There is", "--max-new-tokens", "6"]
     assert exit_code(arguments) == 0
     out, err = capsys.readouterr()
     assert out.strip()
-    assert "quantized weights run dense: experts" in err
+    assert "note" not in err
     assert exit_code([*arguments, "--compute", "exact", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     loaded = json.loads(out)["loaded"]
     assert loaded["compute"] == "exact"
     assert loaded["packed"] > 0
-    assert list(loaded["dequantized"]) == ["experts are 3-D parameters in transformers"]
+    assert loaded["dequantized"] == {}
+    monkeypatch.setattr(_Stored, "_compressed", lambda *_: "a reason")
+    assert exit_code(arguments) == 0
+    assert (
+        f"note: {loaded['packed']} quantized weights run dense: a reason" in capsys.readouterr().err
+    )
 
 
 def test_a_missing_kernel_is_said_once_and_recorded(

@@ -1,15 +1,18 @@
 """What a decode step reads, counted by hand; the same figures at every pace."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unicomp.errors import UnicompError
 from unicomp.evaluate import speed
 from unicomp.kernels.linear import PackedLinear
 from unicomp.kernels.load import load
+from unicomp.kernels.packed_experts import PackedExperts
 
 Tiny = Callable[..., Path]
 
@@ -39,9 +42,20 @@ def test_packed_weights_count_as_packed(tiny_model: Tiny) -> None:
     assert before - after == dense.weight.nbytes - packed.packed.nbytes > 0
 
 
-def test_a_clock_sees_every_token(tiny_model: Tiny) -> None:
-    import torch
+def test_packed_experts_count_by_what_a_token_is_sent_to(tiny_model: Tiny) -> None:
+    model: Any = load(tiny_model("mixtral"))
+    dense = speed.bytes_per_token(model)
+    layer = model.model.layers[0].mlp
+    size = sum(weight.nbytes for weight in layer.experts.parameters())
+    one = PackedLinear.from_packed(speed._random((44, 64), "int8"), backend="torch")
+    down = PackedLinear.from_packed(speed._random((64, 44), "int8"), backend="torch")
+    layer.experts = PackedExperts([(one, copy.deepcopy(one), down)] * 4, torch.relu)
+    bytes_ = 2 * one.packed.nbytes + down.packed.nbytes
+    found = speed.bytes_per_token(model)
+    assert found == dense - size * 2 // 4 + bytes_ * 2 // 4
 
+
+def test_a_clock_sees_every_token(tiny_model: Tiny) -> None:
     network = load(tiny_model("llama"))
     times = speed._generate(network, torch.arange(4, 12)[None], 6)
     assert len(times) == 7

@@ -23,6 +23,7 @@ from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
+from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.kernels.packed_model import _Stored, loaded
 from unicomp.models import ARCHITECTURES
 from unicomp.recipes.load import from_options
@@ -80,8 +81,8 @@ def test_every_architecture_equals_the_dense_load(
     how = loaded(model)
     assert how.packed == len(packed_layers(model)) > 0
     assert how.packed_bytes == sum(layer.packed.numel() for layer in packed_layers(model))
-    experts = sum(how.dequantized.values())
-    assert (experts > 0) == (ARCHITECTURES[arch].experts is not None), how.dequantized
+    assert not how.dequantized
+    assert not [name for name in model.state_dict() if name.endswith("gate_up_proj")]
     rounded = logits(unicomp.load(folder))
     quantized = distance(logits(dense), logits(load_dense(tiny_model(arch))))
     assert 0 < distance(rounded, logits(dense)) < 0.1 * quantized
@@ -154,6 +155,48 @@ def test_an_order_of_columns_runs_dense(tiny_model: Tiny, tmp_path: Path) -> Non
     assert close(logits(model), logits(load_dense(folder)))
 
 
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq"])
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
+def test_mixtures_in_every_format_and_dtype(
+    arch: str, form: str, tiny_model: Tiny, tmp_path: Path
+) -> None:
+    wide = {"intermediate_size": 64, **({} if arch == "mixtral" else {"moe_intermediate_size": 64})}
+    source = tiny_model(arch, dtype=torch.float16, **wide)
+    folder = quantize(source, tmp_path / "out", form=form, group_size=32)
+    model = unicomp.load(folder, compute="exact", dtype=torch.float32)
+    dense = load_dense(folder)
+    experts = [own for own in model.modules() if isinstance(own, PackedExperts)]
+    assert len(experts) == sum(own is not None for own in mixtures(dense)) > 0
+    assert distance(logits(model), logits(dense)) < 1e-6
+    half = unicomp.load(folder, compute="exact")
+    stock = distance(logits(load_dense(folder, dtype=torch.float16)), logits(dense))
+    assert distance(logits(half), logits(dense)) < 2 * stock + 1e-6
+    experts[0].gate[1].packed.zero_()  # a token is sent to each, so this shows
+    assert distance(logits(model), logits(dense)) > 1e-5
+
+
+def mixtures(model: Any) -> list[Any]:
+    """Return the experts of each layer, None where it has none."""
+    return [getattr(layer.mlp, "experts", None) for layer in model.model.layers]
+
+
+def test_a_layer_with_one_dense_expert_is_dense(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = quantize(tiny_model("mixtral"), tmp_path / "out", group_size=-1)
+    tensors = load_file(folder / "model.safetensors")
+    module = "model.layers.1.block_sparse_moe.experts.2.w3"
+    packed = {name for name in tensors if name.startswith(f"{module}.weight")}
+    weight = open_dense(Checkpoint.open(folder)).read(f"{module}.weight")
+    tensors = {name: own for name, own in tensors.items() if name not in packed}
+    tensors[f"{module}.weight"] = weight
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = unicomp.load(folder, compute="exact")
+    first, second = mixtures(model)
+    assert isinstance(first, PackedExperts)
+    assert not isinstance(second, PackedExperts)
+    assert list(loaded(model).dequantized.values()) == [11]
+    assert close(logits(model), logits(load_dense(folder)))
+
+
 M = "model.layers.0.mlp.fc"
 ONE = torch.zeros(6, 1, dtype=torch.int32)
 WORDS = {
@@ -169,7 +212,7 @@ CHANNEL = {"num_bits": 4, "strategy": "channel"}
     [
         (CHANNEL, {}, {}, M, None),
         ({"num_bits": 4, "group_size": -1, "strategy": None}, {}, {}, M, None),
-        (CHANNEL, {}, {}, "model.layers.0.mlp.experts.0.up_proj", "3-D parameters"),
+        (CHANNEL, {}, {}, "model.layers.0.mlp.experts.0.up_proj", "not all"),
         (CHANNEL, {}, {"weight_g_idx": torch.zeros(32, dtype=torch.int32)}, M, "another order"),
         (CHANNEL, {"targets": ["re:never"]}, {}, M, "no target"),
         ({"num_bits": 4, "strategy": "tensor"}, {}, {"weight_scale": torch.ones(1)}, M, "share"),
@@ -209,11 +252,11 @@ def test_what_kernels_do_not_take_is_dense_for_a_reason(
     (tmp_path / "config.json").write_text(json.dumps(whole))
     found = _Stored(open_dense(Checkpoint.open(tmp_path)))
     if reason is None:
-        assert found.packed == [f"{module}.weight"]
+        assert found.linears == [f"{module}.weight"]
         assert not found.dense
         assert found.read(f"{module}.weight").codes.shape == (6, 32)
     else:
-        assert found.packed == []
+        assert not found.any
         ((said, count),) = found.dense.items()
         assert reason in said
         assert count == 1
