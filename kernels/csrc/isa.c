@@ -3,6 +3,15 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+int uc_has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 /* AMX tiles read the same panels; nobody has written them yet. */
 static const struct uc_isa amx = {.name = "amx"};
 
@@ -11,6 +20,8 @@ static const struct uc_isa *const table[] = {
 #if defined(__x86_64__)
     &uc_isa_avx512vnni,
     &uc_isa_avx2,
+#elif defined(__aarch64__)
+    &uc_isa_neon_dotprod,
 #endif
     &uc_isa_scalar,
     NULL,

@@ -1,8 +1,8 @@
 /* The instruction sets, and the functions that each one brings.
  *
- * A family is told apart by its feature's name: a function is uc_<what>_<isa>. The table in isa.c is
- * best first and ends with `scalar`, which is the definition: all others give the same bits. A name
- * that is known but not built, or that this machine cannot run, cannot be chosen.
+ * A family is told apart by its feature's name: a function is uc_<what>_<isa>. The table in isa.c
+ * is best first and ends with `scalar`, which is the definition: all others give the same bits. A
+ * name that is known but not built, or that this machine cannot run, cannot be chosen.
  */
 #ifndef UC_ISA_H
 #define UC_ISA_H
@@ -30,6 +30,9 @@ enum uc_status uc_isa_use(const char *name);
 /* All names in order, best first; NULL behind the last. */
 const struct uc_isa *uc_isa_at(unsigned index);
 
-extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni;
+/* Does the processor convert float16? Not every compiler's __builtin_cpu_supports knows it. */
+int uc_has_f16c(void);
+
+extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni, uc_isa_neon_dotprod;
 
 #endif

@@ -2,10 +2,9 @@
  *
  * The picture, kind by kind, is in kernels/blocked.py, which is the contract. In short, a panel is
  *
- *     lines    64 bytes each, group by group; byte 4r+j holds, for row r, the columns k+j, k+4+j ...
- *     scales   [groups][16] in the dtype of the file
- *     offsets  [groups][16] uint8, asymmetric weights only
- *     zeros    up to a multiple of 64 bytes
+ *     lines    64 bytes each, group by group; byte 4r+j holds, for row r, the columns k+j, k+4+j
+ * ... scales   [groups][16] in the dtype of the file offsets  [groups][16] uint8, asymmetric
+ * weights only zeros    up to a multiple of 64 bytes
  *
  * A span is the columns whose activations share a scale: a group, or UC_SPAN columns where a row
  * has one scale. Spans start on lines. Activations are laid out to match: each span is padded with

@@ -111,9 +111,9 @@ static PyObject *linear(PyObject *self, PyObject *args) {
                                  .dtype = dtype,
                                  .exact = exact != 0,
                                  .threads = threads ? threads : 1};
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *python = PyEval_SaveThread();
     status = uc_linear(&layout, &product);
-    Py_END_ALLOW_THREADS
+    PyEval_RestoreThread(python);
     return answer(status);
 }
 
@@ -140,10 +140,10 @@ static PyObject *block(PyObject *self, PyObject *args) {
         return answer(UC_BAD_INPUT_BYTES);
     if ((size_t)data_bytes != layout.bytes)
         return answer(UC_BAD_WEIGHT_BYTES);
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *python = PyEval_SaveThread();
     status = uc_block(&layout, AT(const int8_t, codes), AT(const uint8_t, scales),
                       AT(const int8_t, zeros), AT(uint8_t, data), threads);
-    Py_END_ALLOW_THREADS
+    PyEval_RestoreThread(python);
     return answer(status);
 }
 
@@ -175,9 +175,9 @@ static PyObject *nearest(PyObject *self, PyObject *args) {
                                    .codes = AT(int8_t, codes),
                                    .clipped = AT(int64_t, clipped)};
     int done;
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *python = PyEval_SaveThread();
     done = uc_nearest(&own, threads ? threads : 1);
-    Py_END_ALLOW_THREADS
+    PyEval_RestoreThread(python);
     if (done)
         Py_RETURN_NONE;
     PyErr_SetString(PyExc_ValueError, "a column's group is out of range");
@@ -197,8 +197,15 @@ static PyMethodDef methods[] = {
 };
 
 static PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_cpu", "Products with quantized weights on the CPU.", -1, methods,
-    NULL,                  NULL,   NULL,                                          NULL,
+    PyModuleDef_HEAD_INIT,
+    "_cpu",
+    "Products with quantized weights on the CPU.",
+    -1,
+    methods,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
 };
 
 PyMODINIT_FUNC PyInit__cpu(void) {

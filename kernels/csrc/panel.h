@@ -26,8 +26,8 @@
  * exactly, and two sums of products of bytes do for the price of no shift, mask or comparison. With
  * more than two tokens it is cheaper to make the digits once.
  *
- * Weights and activations may lie on any address; nothing is read behind their ends (lines ahead are
- * only prefetched).
+ * Weights and activations may lie on any address; nothing is read behind their ends (lines ahead
+ * are only prefetched).
  */
 #ifndef UC_PANEL_H
 #define UC_PANEL_H

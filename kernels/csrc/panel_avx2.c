@@ -1,8 +1,8 @@
 /* A panel with AVX2, without VNNI: 8 rows at a time in the 8 lanes of a register.
  *
- * `vpmaddubsw` saturates at 16 bits, so digits are shifted down first: a pair of products is at most
- * 3810 (int4), 762 (int2) or 508 (trit5), and 4 lines of int4 or 8 of the others are summed in 16
- * bits before they are widened. int8 has no such room: it is multiplied as a signed weight, its
+ * `vpmaddubsw` saturates at 16 bits, so digits are shifted down first: a pair of products is at
+ * most 3810 (int4), 762 (int2) or 508 (trit5), and 4 lines of int4 or 8 of the others are summed in
+ * 16 bits before they are widened. int8 has no such room: it is multiplied as a signed weight, its
  * magnitude by the activation with its sign, at most 2 * 128 * 127 = 32512.
  */
 #include "isa.h"
@@ -29,7 +29,8 @@ static WIDE void uc_convert_avx2(enum uc_dtype dtype, const uint8_t *from, size_
     } else {
         size_t i = 0;
         for (; i + 8 <= count; i += 8)
-            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * i))));
+            _mm256_storeu_ps(to + i,
+                             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * i))));
         for (; i < count; i++) {
             uint16_t half;
             memcpy(&half, from + 2 * i, 2);
@@ -178,8 +179,8 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
             __m256i sum[4];
             sums_of(kind, count, lines + half * UC_LINE / 2, size, own, tokens->count, sum);
             const __m256 scale = scales_at(layout->scale_dtype, scales, row);
-            __m256i offset = layout->symmetric ? _mm256_set1_epi32(uc_offset(kind))
-                                               : offsets_at(offsets, row);
+            __m256i offset =
+                layout->symmetric ? _mm256_set1_epi32(uc_offset(kind)) : offsets_at(offsets, row);
             offset = _mm256_sub_epi32(offset, base);
 #pragma GCC unroll 4
             for (size_t t = 0; t < count; t++) {
@@ -234,8 +235,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 #pragma GCC unroll 2
                     for (size_t t = 0; t < count; t++)
                         part[t][j] = _mm256_fmadd_ps(
-                            weight,
-                            _mm256_set1_ps(x[step * i + tokens->count * (size_t)j + t]),
+                            weight, _mm256_set1_ps(x[step * i + tokens->count * (size_t)j + t]),
                             part[t][j]);
                 }
         }
@@ -279,8 +279,7 @@ KIND(int2, UC_INT2)
 KIND(trit5, UC_TRIT5)
 
 static int usable(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && uc_has_f16c();
 }
 
 const struct uc_isa uc_isa_avx2 = {

@@ -1,8 +1,9 @@
 /* A panel with AVX-512 VNNI: the 16 rows are the 16 lanes of a register, one load a line.
  *
- * `vpdpbusd` multiplies the 64 unsigned digits of a line with four activations that are broadcast to
- * all lanes, so nothing is ever summed across lanes. Digits need not be shifted down where there are
- * accumulators enough: masked in place they count 16 or 64 times, and one shift a span takes it back.
+ * `vpdpbusd` multiplies the 64 unsigned digits of a line with four activations that are broadcast
+ * to all lanes, so nothing is ever summed across lanes. Digits need not be shifted down where there
+ * are accumulators enough: masked in place they count 16 or 64 times, and one shift a span takes it
+ * back.
  */
 #include "isa.h"
 
@@ -129,7 +130,8 @@ PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lin
         for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 16
             for (size_t t = 0; t < count; t++)
-                sum[t] = _mm512_dpbusd_epi32(sum[t], digits[i], four(x + UC_LANE * (i * count + t)));
+                sum[t] =
+                    _mm512_dpbusd_epi32(sum[t], digits[i], four(x + UC_LANE * (i * count + t)));
     }
 }
 
@@ -173,8 +175,7 @@ PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *line
     size_t line = 0;
     for (; line + 2 <= size; line += 2, lines += 2 * UC_LINE, x += 2 * step) {
         add_line(kind, count, lines, x, now, next);
-        add_line(kind, count, lines + UC_LINE, x + step, kind == UC_TRIT5 ? now : next,
-                 next);
+        add_line(kind, count, lines + UC_LINE, x + step, kind == UC_TRIT5 ? now : next, next);
     }
     if (line < size)
         add_line(kind, count, lines, x, now, next);
@@ -194,7 +195,8 @@ PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *line
 #pragma GCC unroll 4
             for (int i = 0; i < (int)turn; i++) {
                 __m512i both = _mm512_add_epi32(now[t][i], next[t][i]);
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_srai_epi32(both, (unsigned)(bits * i) & 7));
+                sum[t] =
+                    _mm512_add_epi32(sum[t], _mm512_srai_epi32(both, (unsigned)(bits * i) & 7));
             }
         }
     }
@@ -222,8 +224,8 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         else
             sums_of_many(kind, count, lines, uc_lines_of(layout, span), own, sum);
         const __m512 scale = scales_at(layout->scale_dtype, scales, group);
-        const __m512i offset = layout->symmetric ? _mm512_set1_epi32(uc_offset(kind))
-                                                 : offsets_at(offsets, group);
+        const __m512i offset =
+            layout->symmetric ? _mm512_set1_epi32(uc_offset(kind)) : offsets_at(offsets, group);
 #pragma GCC unroll 16
         for (size_t t = 0; t < count; t++) {
             size_t at = span * count + t;
@@ -259,9 +261,8 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
         const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
         const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
         const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
-        const __m512 offset = layout->symmetric
-                                  ? _mm512_set1_ps((float)uc_offset(kind))
-                                  : _mm512_cvtepi32_ps(offsets_at(offsets, group));
+        const __m512 offset = layout->symmetric ? _mm512_set1_ps((float)uc_offset(kind))
+                                                : _mm512_cvtepi32_ps(offsets_at(offsets, group));
         __m512 part[4][4];
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++)
@@ -337,7 +338,7 @@ KIND(trit5, UC_TRIT5)
 static int usable(void) {
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+           __builtin_cpu_supports("fma") && uc_has_f16c();
 }
 
 const struct uc_isa uc_isa_avx512vnni = {

@@ -1,8 +1,9 @@
 /* Runs the kernels without Python, for valgrind and for emulators of other processors.
  *
- * Each round draws a weight, activations and sizes, multiplies them with every instruction set named
- * on the command line (default: all that this machine can run) and compares the bits with those of
- * `scalar`. All buffers are allocated to the byte, so that a read or write outside is seen.
+ * Each round draws a weight, activations and sizes, multiplies them with every instruction set
+ * named on the command line (default: all that this machine can run) and compares the bits with
+ * those of `scalar`. All buffers are allocated to the byte, so that a read or write outside is
+ * seen.
  *
  *     cc -std=c11 -g -O1 -ffp-contract=off -pthread -Ikernels/csrc \
  *         kernels/csrc/{isa,layout,panel_*,pool,product}.c tests/kernels/csrc_driver/main.c -lm
