@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 from functools import cache
 from importlib import metadata
@@ -41,7 +42,16 @@ def versions() -> dict[str, str]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the greatest resident size that this process has had."""
+    """Return the greatest resident size that this program has had.
+
+    Linux counts what the process was before it became this program into `ru_maxrss`, so that a
+    large parent would show; its own page of figures does not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found is not None:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 
