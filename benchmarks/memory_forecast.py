@@ -24,13 +24,16 @@ from quantize_llama import apart, commit
 HERE = Path(__file__).resolve().parent
 LLAMA = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 4096}
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
-    "embedded": ({}, []),
-    "1024 wide": (LLAMA | {"num_hidden_layers": 2}, []),
-    "1024 wide, no drift": (LLAMA | {"num_hidden_layers": 2}, ["--drift", "0"]),
+    "embedded": ({}, ["--seq-len", "256"]),
+    "1024 wide": (LLAMA | {"num_hidden_layers": 2}, ["--samples", "32"]),
+    "1024 wide, no drift": (
+        LLAMA | {"num_hidden_layers": 2},
+        ["--samples", "32", "--drift", "0"],
+    ),
     "1024 wide, rtn": (LLAMA | {"num_hidden_layers": 2}, ["--method", "rtn"]),
     "4096 wide": (
-        {"hidden_size": 4096, "intermediate_size": 8192, "vocab_size": 512, "num_hidden_layers": 1},
-        ["--samples", "16"],
+        {"hidden_size": 4096, "intermediate_size": 8192, "vocab_size": 1024, "num_hidden_layers": 1},
+        ["--samples", "4"],
     ),
     "4096 wide, vocabulary 128000, rtn": (
         {
@@ -60,11 +63,13 @@ def make(folder: Path, sizes: dict[str, int]) -> None:
 
 def peak(command: list[str]) -> int:
     """Run a process and return its greatest resident size in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"failed: {' '.join(command)}\n{said.read().decode()[-2000:]}")
     return usage.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
