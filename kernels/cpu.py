@@ -105,7 +105,7 @@ def linear(
     """
     _require()
     dtype = _DTYPES.get(x.dtype)
-    if dtype is None or x.device.type != "cpu":
+    if dtype is None or not x.is_cpu:
         raise UnsupportedError(
             f"activations are {x.dtype} on `{x.device}`",
             hint="the kernels take float32, float16 and bfloat16 on the CPU",
@@ -118,7 +118,7 @@ def linear(
         raise ValueError(f"no such compute: {compute!r}")
     x = x.contiguous()
     if bias is not None:
-        if bias.shape != (rows,) or bias.dtype != torch.float32 or bias.device.type != "cpu":
+        if bias.shape != (rows,) or bias.dtype != torch.float32 or not bias.is_cpu:
             raise ValueError(f"bias is {bias.dtype} {tuple(bias.shape)}, not float32 ({rows},)")
         bias = bias.contiguous()
     out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
@@ -164,7 +164,7 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
         zeros = zeros.contiguous()
     codes = tensor.codes.contiguous()
     parts = (codes, scale) if zeros is None else (codes, scale, zeros)
-    if any(part.device.type != "cpu" for part in parts):
+    if any(not part.is_cpu for part in parts):
         raise ValueError("codes, scales and zero points must lie on the CPU")
     if codes.dtype != torch.int8 or (zeros is not None and zeros.dtype != torch.int8):
         raise ValueError("codes and zero points must be int8")
@@ -253,7 +253,7 @@ def _choose(name: str) -> None:
 def _check_weight(weight: Blocked) -> None:
     """Raise where panels are not what C can read; that their sizes are true, C checks."""
     data = weight.data
-    if data.dtype != torch.uint8 or data.device.type != "cpu" or not data.is_contiguous():
+    if data.dtype != torch.uint8 or not data.is_cpu or not data.is_contiguous():
         raise ValueError("panels must be contiguous uint8 on the CPU")
     if not 1 <= weight.shape[0] <= data.numel() // 4:  # 16 rows take 64 bytes or more
         raise ValueError(f"{data.numel()} bytes of panels cannot hold {weight.shape[0]} rows")
