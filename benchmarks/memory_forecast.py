@@ -32,7 +32,12 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     ),
     "1024 wide, rtn": (LLAMA | {"num_hidden_layers": 2}, ["--method", "rtn"]),
     "4096 wide": (
-        {"hidden_size": 4096, "intermediate_size": 8192, "vocab_size": 1024, "num_hidden_layers": 1},
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 8192,
+            "vocab_size": 1024,
+            "num_hidden_layers": 1,
+        },
         ["--samples", "4"],
     ),
     "4096 wide, vocabulary 128000, rtn": (
