@@ -82,14 +82,20 @@ class HiddenStates:
         if self._held is not None:
             yield hold
             return
-        self.path.touch()  # the pages that a file has are cheaper to overwrite than new ones
-        with self.path.open("r+b", buffering=0) as file:
+        with self._opened() as file:
             yield lambda batch: _write_all(file, _bytes(batch.to(self.dtype)))
+
+    def _opened(self) -> FileIO:
+        """Open the file for writing; the pages that it has are cheaper to overwrite than new."""
+        self.path.touch()
+        file = self.path.open("r+b", buffering=0)
+        file.truncate(min(self.path.stat().st_size, self.nbytes))
+        return file
 
     def write(self, batches: Iterator[Tensor]) -> int:
         """Write every window to the file, in order; return the crc32 of its bytes."""
         crc = 0
-        with self.path.open("wb", buffering=0) as file:
+        with self._opened() as file:
             for batch in batches:
                 view = _bytes(batch)
                 crc = zlib.crc32(view, crc)

@@ -281,8 +281,8 @@ def _layers(work: _Work) -> None:
                 "peak": work.peak,
             }
         )
-        for name in streams:
-            _states(work, name, layer.index).path.unlink(missing_ok=True)
+        for name in streams:  # what the next layer reads stays; the layer after it may overwrite
+            _states(work, name, layer.index).path.replace(_states(work, name, layer.index + 2).path)
 
 
 def _states(work: _Work, stream: str, layer: int) -> HiddenStates:
@@ -434,8 +434,10 @@ def _statistics_layer(
         plan.moment_bytes,
     ):
         report(solved)
-    for kept in original.values():
-        kept.path.unlink()
+    following = {} if last else compared(plan.model.layers[layer.index + 1], plan.schemes)
+    for inner, kept in original.items():
+        if inner not in following:
+            kept.path.unlink()
     if not last:
         crcs["states"] = decoder.outputs(layer, module, streams["states"], after["states"])
     decoder.release(layer)

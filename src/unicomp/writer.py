@@ -168,8 +168,8 @@ class Writer:
         """Make each file with its header and all its space, or check the one that is there."""
         with _written(self.folder, 0):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob(f"*.safetensors{_FRESH}"):
-                path.unlink()  # a process was killed while it laid this one out
+            for path in self.folder.rglob(f"*{_FRESH}"):
+                path.unlink()  # a process was killed while it wrote this one
             there = {path.name for path in self.folder.glob("*.safetensors")}
         if strange := there - headers.keys():
             raise _other_layout(self.folder / min(strange))
