@@ -5,7 +5,8 @@ One question, two tools, one machine, one run: a random Llama (hidden 1024, FFN 
 32 x 512 tokens, by `unicomp quantize` and by llm-compressor in a virtual environment of its own,
 in turn. Each is a whole process as its user would start it, watched from outside: wall seconds,
 processor seconds and peak resident memory as the kernel counts them. `README.md` says how each
-side is set up and why.
+side is set up and why. Before each of its turns a side's libraries are imported once, untimed:
+while the other side has its turn this machine may forget them, and disks are not the question.
 
 The timings count only if the results are right, so the outputs of both are loaded by stock
 transformers and compared with the original in float32 first: relative error of the logits, of
@@ -41,6 +42,7 @@ SIZES = {
 VOCAB = 4096
 # The peer's algorithm, and what our users get: also made up for are the input's drift, and by one
 # sweep of coordinate descent what nearest plane left.
+OUR_MODULES = "unicomp.recipes.run, unicomp.cli.main"
 OURS = {"ours": ["--drift", "0", "--sweeps", "0"], "ours-default": []}
 
 
@@ -192,6 +194,13 @@ def measured(command: list[str], log: Path) -> dict[str, float]:
     }
 
 
+def warm(side: str, command: list[str]) -> None:
+    """Bring into the page cache what a side is going to import."""
+    modules = "llmcompressor, llmcompressor.modifiers.gptq" if side == "peer" else OUR_MODULES
+    start = f"import {modules}, transformers.models.llama.modeling_llama"
+    subprocess.run([command[0], "-c", start], check=True, capture_output=True)
+
+
 def peer_python(venv: Path) -> Path:
     """Return the Python of the peer's environment, made on demand."""
     python = venv / "bin" / "python"
@@ -297,6 +306,7 @@ def main() -> None:
         for side, command in sides.items():
             for left in (work / side, work / f"{side}.partial"):  # a resumed run would be no run
                 shutil.rmtree(left, ignore_errors=True)
+            warm(side, command)
             load = os.getloadavg()[0]
             figures = measured(command, work / f"{side}.log")
             rounds[side].append(figures | {"load_before": load})
