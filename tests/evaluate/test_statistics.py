@@ -102,3 +102,99 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
         dependent += low <= 0 <= high
     assert 0.92 < held / 600 < 0.98
     assert dependent / 600 < 0.7  # what goes wrong when every token counts as a sample
+
+
+DRAWS = 2000
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.1, 100), (0.3, 100), (0.9, 100), (0.5, 60)])
+def test_a_bootstrap_of_shares_covers_and_is_not_too_wide(p: float, n: int) -> None:
+    """Where n p is 10 or more, between 93.5% and 97%; equal counts have equal intervals.
+
+    Counts lie on a lattice, so that single shares lose or gain more than a percent: 4 yes of 200
+    reach 0.0498, and 0.05 has 93.45%. The next test draws the share too.
+    """
+    counts = (torch.rand(DRAWS, n) < p).sum(1).tolist()
+    held = 0
+    ends: dict[int, tuple[float, float]] = {}
+    for count in counts:
+        if count not in ends:
+            values = (torch.arange(n) < count).double()
+            ends[count] = statistics.bootstrap_mean(values, low=0.0, high=1.0) or (0.0, 0.0)
+        low, high = ends[count]
+        held += low - 1e-12 <= p <= high + 1e-12
+    assert 0.935 <= held / DRAWS <= 0.97
+
+
+def test_a_bootstrap_of_shares_covers_on_average() -> None:
+    held = 0
+    for _ in range(DRAWS):
+        p = 0.05 + 0.9 * float(torch.rand(()))
+        values = (torch.rand(200) < p).double()
+        low, high = statistics.bootstrap_mean(values, low=0.0, high=1.0, draws=500) or (0, 0)
+        held += low <= p <= high
+    assert 0.935 <= held / DRAWS <= 0.97
+
+
+@pytest.mark.parametrize("kind", ["exponential", "normal", "paired"])
+def test_a_bootstrap_of_means_covers(kind: str) -> None:
+    held = plain = 0
+    for _ in range(DRAWS):
+        n, truth = 80, 1.0
+        if kind == "exponential":
+            values = torch.empty(n).exponential_()
+        elif kind == "normal":
+            values = 1 + torch.randn(n)
+        else:
+            theirs = torch.empty(n).exponential_()
+            values, truth = 0.2 * torch.empty(n).exponential_() + 0.1 * theirs, 0.3
+        low, high = statistics.bootstrap_mean(values, draws=500) or (0.0, 0.0)
+        held += low <= truth <= high
+        plain += low + 0.1 * (high - low) <= truth <= high - 0.1 * (high - low)
+    assert 0.935 <= held / DRAWS <= 0.97
+    assert plain / DRAWS < 0.935  # a tenth less at each end is too narrow, and is seen to be
+
+
+def test_bca_covers_a_variance() -> None:
+    """No mean: the variance of normal values, whose percentile interval covers nine in ten."""
+    held = 0
+    for _ in range(DRAWS):
+        values = torch.randn(100, dtype=torch.float64)
+
+        def variance(weights: Tensor, values: Tensor = values) -> Tensor:
+            total = weights.sum(1)
+            mean = weights @ values / total
+            return (weights @ values**2 / total - mean**2) * total / (total - 1)
+
+        low, high = statistics.bootstrap(variance, 100, draws=400) or (0.0, 0.0)
+        held += low <= 1 <= high
+    assert 0.92 <= held / DRAWS <= 0.97
+
+
+def test_a_bootstrap_is_the_same_each_time_and_knows_its_limits() -> None:
+    values = torch.randn(30)
+    assert statistics.bootstrap_mean(values) == statistics.bootstrap_mean(values)
+    assert statistics.bootstrap_mean(values) != statistics.bootstrap_mean(values, seed=1)
+    assert statistics.bootstrap_mean(torch.ones(1)) is None
+    assert statistics.bootstrap_mean(torch.tensor([1.0, math.inf])) is None
+    assert statistics.bootstrap_mean(torch.ones(4)) == (1.0, 1.0)
+    rare = torch.tensor([1.0, *[0.0] * 20])
+    assert (statistics.bootstrap_mean(rare, high=1.0) or (0, 0))[1] == 1.0  # most draws lack it
+    assert statistics.bootstrap(lambda weights: weights.sum(1), 1) is None
+    assert statistics.bootstrap(lambda weights: weights.sum(1) * math.nan, 5) is None
+
+
+def test_a_ratio_and_what_can_be_seen_of_a_difference() -> None:
+    top, bottom = statistics.mean(2 + torch.rand(60)), statistics.mean(1 + torch.rand(60))
+    found = statistics.log_ratio(top, bottom)
+    assert math.exp(found.value) == pytest.approx(top.value / bottom.value)
+    alarms, seen = 0, 0
+    for _ in range(DRAWS):
+        estimate = statistics.mean(torch.randn(50))
+        least = statistics.detectable(estimate) or 0.0
+        low, _ = (statistics.mean(torch.randn(50) + least)).interval() or (0, 0)
+        seen += low > 0
+        low, high = estimate.interval() or (0, 0)
+        alarms += not low <= 0 <= high
+    assert seen / DRAWS >= 0.78  # the deviation itself is estimated
+    assert alarms / DRAWS <= 0.065
