@@ -467,8 +467,8 @@ def _score(work: _Work, name: str) -> dict[str, Any] | None:
     if not plan.scored:
         return None
 
-    def show(done: int, total: int) -> None:
-        work.show(Progress("score", done, total, "windows"))
+    def show(what: str, done: int, total: int) -> None:
+        work.show(Progress("score", done, total, what))
 
     work.show(Progress("score", 0, 0, ", ".join(plan.scored)))
     report = score(
