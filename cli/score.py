@@ -17,11 +17,32 @@ Baseline = Annotated[
     typer.Option("--baseline", metavar="MODEL", help=f"What to compare with: {MODEL}."),
 ]
 Axes = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--axes",
         metavar="AXIS,...",
-        help="Some of accuracy, fidelity (needs --baseline), efficiency.",
+        help="Some of accuracy, fidelity (needs --baseline), efficiency. Default: all that can be "
+        "had without tasks, or with them.",
+        show_default=False,
+    ),
+]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        metavar="quick|standard|full",
+        help="Tasks to run: quick needs no network and takes minutes.",
+        show_default=False,
+    ),
+]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks",
+        metavar="T,...",
+        help="More tasks: names of ours or of lm-eval's, or files: a task's .yaml, or .jsonl or "
+        ".txt rows.",
+        show_default=False,
     ),
 ]
 ScoredText = Annotated[
@@ -48,7 +69,12 @@ SeqLen = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option(
-        "--limit", metavar="N", min=1, help="At most N windows, drawn by --seed. Default: all."
+        "--limit",
+        metavar="N",
+        min=1,
+        help="At most N windows, drawn by --seed, and the first N documents of a task. "
+        "Default: all.",
+        show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Which windows --limit draws.")]
@@ -70,6 +96,33 @@ Compute = Annotated[
         show_default=False,
     ),
 ]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        help="Requests of a task at once. Default: what fits 256 MiB of logits, at most 64.",
+        show_default=False,
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        "--shots",
+        metavar="N",
+        min=0,
+        help="Examples in front of a task's question. Default: as the task has it.",
+        show_default=False,
+    ),
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Put tasks' prompts into the model's chat template.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="Write the report there too, as JSON."),
@@ -79,7 +132,9 @@ Out = Annotated[
 def score(
     model: Model,
     baseline: Baseline = None,
-    axes: Axes = "accuracy,fidelity,efficiency",
+    axes: Axes = None,
+    suite: Suite = None,
+    tasks: Tasks = "",
     text: ScoredText = None,
     field: Field = "text",
     seq_len: SeqLen = None,
@@ -87,26 +142,31 @@ def score(
     seed: Seed = 0,
     bos: Bos = None,
     compute: Compute = None,
+    batch_size: BatchSize = None,
+    shots: Shots = None,
+    chat: Chat = False,
+    resume: Resume = True,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model: perplexity, bits per byte, closeness to a baseline, size.
+    """Measure a model: what it predicts and answers, how close it stays to a baseline, its size.
 
-    Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld
+    Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
     from unicomp.evaluate import scores
     from unicomp.evaluate.score import score as measure
     from unicomp.recipes.run import Progress
 
-    wanted = [axis for part in axes.split(",") if (axis := part.strip())]
     if out is not None:
         scores.check_target(out)
     with show.progress() as progress:
         report = measure(
             model,
             baseline,
-            axes=wanted,
+            axes=None if axes is None else _words(axes),
+            suite=suite,
+            tasks=_words(tasks),
             text=text,
             field=field,
             seq_len=seq_len,
@@ -114,7 +174,11 @@ def score(
             seed=seed,
             bos=bos,
             compute=compute,  # type: ignore[arg-type]
-            progress=lambda done, total: progress(Progress("score", done, total, "windows")),
+            batch_size=batch_size,
+            shots=shots,
+            chat=chat,
+            resume=resume,
+            progress=lambda what, done, total: progress(Progress("score", done, total, what)),
         )
     if out is not None:
         scores.write(out, report)
@@ -122,6 +186,10 @@ def score(
         show.json(report.to_json())
     else:
         show_report(report)
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]
 
 
 def show_report(report: "Report") -> None:

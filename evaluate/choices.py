@@ -18,8 +18,8 @@ class Choices:
 
     task            name of the task
     loglikelihoods  per document float64 [choices], summed over the tokens of the continuation, nats
-    lengths         per document int64 [choices], UTF-8 bytes of the continuation without the
-                    space before it
+    lengths         per document int64 [choices], UTF-8 bytes of the choice as the task has it,
+                    which is mostly without the space before it
     gold            int64 [documents], the right choice
     ids             per document a name that stays the same in every run, to pair with a baseline
     right           per document bool [choices], where several choices are right (TruthfulQA MC2);
@@ -40,8 +40,9 @@ class Choices:
 
     def __post_init__(self) -> None:
         count = len(self.loglikelihoods)
-        parts = [self.lengths, self.gold, self.ids, self.right, self.documents or None]
-        if any(part is not None and len(part) != count for part in parts):
+        sizes = [len(self.lengths), len(self.gold), len(self.ids)]
+        sizes += [len(part) for part in (self.right, self.documents or None) if part is not None]
+        if any(size != count for size in sizes):
             raise ValueError(f"choices of `{self.task}`: not all parts have {count} documents")
         if len(set(self.ids)) != count:
             raise ValueError(f"choices of `{self.task}`: an id occurs twice")
@@ -65,7 +66,7 @@ class Choices:
     def answers(self, *, normalized: bool = False) -> Tensor:
         """Return the likeliest choice of each document, int64 [documents]; the first of equals.
 
-        normalized  by likelihood per byte, as `acc_norm` has it
+        normalized  by likelihood per byte, as lm-eval's `acc_bytes` has it
         """
         found = []
         for values, lengths in zip(self.loglikelihoods, self.lengths, strict=True):

@@ -1,13 +1,15 @@
 """Model, baseline and axes in, one report out.
 
-Everything that can be wrong with the words, the text and the two tokenizers is found before any
-weight is read. Model and baseline are then held in float32, with dequantized weights, and read the
-same windows side by side; see `stream.py` for what that takes. Asked for, the model's weights are
-left packed: beside its own dequantized weights as the baseline, that is what kernels lose.
+Everything that can be wrong with the words, the text, the tasks' names and the two tokenizers is
+found before any weight is read. Model and baseline are then held in float32, with dequantized
+weights, and read the same windows side by side (`stream.py` says what that takes) and the same
+tasks one after the other (`task_runs.py`). Asked for, the model's weights are left packed: beside
+its own dequantized weights as the baseline, that is what kernels lose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,16 @@ from transformers import PreTrainedModel
 from unicomp import hub, machine, suggest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate import accuracy, efficiency, fidelity, stream
-from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject
+from unicomp.evaluate import (
+    accuracy,
+    efficiency,
+    fidelity,
+    scratch,
+    stream,
+    suite,
+    tasks_accuracy,
+)
+from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject, missing
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
@@ -27,16 +37,22 @@ from unicomp.kernels.load import load
 
 AXES = ("accuracy", "fidelity", "efficiency")
 PLANNED = ("calibration", "safety")
+ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
 LONGEST = 2048  # tokens of a window, unless asked for more
+LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
+BATCH = 64
+SEED = 1234  # of lm-eval's few-shot examples; its own default
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 def score(
     model: str | Path,
     baseline: str | Path | None = None,
     *,
-    axes: Sequence[str] = AXES,
+    axes: Sequence[str] | None = None,
+    suite: str | None = None,
+    tasks: Sequence[str] = (),
     text: str | None = None,
     field: str = "text",
     seq_len: int | None = None,
@@ -44,56 +60,82 @@ def score(
     seed: int = 0,
     bos: bool | None = None,
     compute: Compute | None = None,
+    batch_size: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
+    resume: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Score a model, and say how far it is from a baseline.
 
     model, baseline  a folder, a Hub id or `builtin:NAME`
-    axes             of `AXES`
-    text             what to predict, as the contract's TEXT; None: `builtin:tinyworld` where the
-                     model is a builtin
+    axes             of `AXES`; None: all with a suite or tasks, else `ALONE`
+    suite            `quick`, `standard` or `full`
+    tasks            names of ours or of lm-eval's, or files: a task's `.yaml`, or rows (`.jsonl`,
+                     `.txt`)
+    text             what to predict, as the contract's TEXT; None: the suite's, else
+                     `builtin:tinyworld` where the model is a builtin
     field            of a record of that text
     seq_len          tokens of a window; None: the model's context, at most 2048
-    limit            at most this many windows, drawn by `seed`; None: all
+    limit            at most this many windows, drawn by `seed`, and the first so many documents of
+                     a task; None: all
     bos              a BOS token before each window; None: where the tokenizer puts one by default
     compute          `int8` or `exact`: leave the model's weights packed, as `unicomp.load` does;
                      None: dequantize them. The baseline is always dequantized
-    progress         called with the windows done and the windows in all
+    batch_size       requests of a task at once; None: as many as `LOGITS` allows, at most `BATCH`
+    shots            examples in front of a task's question; None: as the task has it
+    chat             put tasks' prompts into the chat template
+    resume           use what an interrupted score of the same things has kept
+    progress         called with what is done, and how much of how much
 
     Raises UnicompError for anything the user can mend, before any weight is read where it can.
     """
+    wanted_suite = None if suite is None else _suite(suite)
+    if axes is None:
+        axes = AXES if suite is not None or tasks else ALONE
     check_axes(axes)
     if compute is not None:
         check_compute(compute)
     if limit is not None and limit < 1:
         raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
+    runs = None if wanted_suite is None and not tasks else _Tasks(wanted_suite, tasks)
     source = hub.resolve(str(model))
     base = None if baseline is None else hub.resolve(str(baseline))
+    models = _Models(source.folder, None if base is None else base.folder, compute)
+    if text is None and wanted_suite is not None:
+        text = wanted_suite.text
+    if text is None and source.id.startswith(hub.BUILTIN):
+        text = "builtin:tinyworld"
     found: list[Score] = []
     compare = base is not None and "fidelity" in axes
     if "accuracy" in axes or compare:
-        if text is None:
-            if not source.id.startswith(hub.BUILTIN):
-                raise UnicompError(
-                    f"no text to score `{source.id}` on",
-                    hint="give one with `--text`, or `--axes efficiency`",
-                )
-            text = "builtin:tinyworld"
-        folder = None if base is None else base.folder
-        ask = _Ask(text, field, seq_len, limit, seed, bos, compute)
-        found += _predictions(source.folder, folder, axes, ask, progress)
+        if text is not None:
+            ask = _Ask(text, field, seq_len, limit, seed, bos)
+            found += _predictions(models, axes, ask, progress)
+        elif runs is not None:
+            found += _without_text(axes, compare)
+        else:
+            raise UnicompError(
+                f"no text to score `{source.id}` on",
+                hint="give one with `--text`, or `--axes efficiency`",
+            )
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
+    if runs is not None and {"accuracy", "fidelity"} & set(axes):
+        options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
+        found += runs.scores(models, axes, options, batch_size, resume, progress)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
+    if runs is not None:
+        runs.finish()
     return Report(
         schema=SCHEMA,
         model=Subject(id=source.id, revision=source.revision),
         baseline=None if base is None else Subject(id=base.id, revision=base.revision),
         machine=machine.describe(),
-        versions=machine.versions(),
-        seeds={"windows": seed},
-        scores=found,
+        versions=machine.versions() | ({} if runs is None else runs.versions()),
+        seeds={"windows": seed} | ({} if runs is None else {"tasks": SEED}),
+        scores=sorted(found, key=lambda one: AXES.index(one.axis)),
     )
 
 
@@ -111,6 +153,9 @@ def check_axes(axes: Sequence[str]) -> None:
         raise UnicompError("no axes to score", hint=f"use some of {suggest.listed(AXES)}")
 
 
+_suite = suite.load  # `score` has an argument of that name
+
+
 @dataclass(frozen=True, slots=True)
 class _Ask:
     """What to predict, as the caller of `score` said it."""
@@ -121,7 +166,150 @@ class _Ask:
     limit: int | None
     seed: int
     bos: bool | None
+
+
+@dataclass
+class _Models:
+    """The model and the baseline, each loaded when it is first needed, and once."""
+
+    folder: Path
+    baseline: Path | None
     compute: Compute | None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model to score."""
+        if self.compute is None:
+            return load(self.folder, dtype=torch.float32)
+        return packed_model.load(self.folder, compute=self.compute, dtype=torch.float32)
+
+    @cached_property
+    def base(self) -> PreTrainedModel | None:
+        """The baseline, dequantized."""
+        return None if self.baseline is None else load(self.baseline, dtype=torch.float32)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What to say of how the model computes; empty where its weights are dequantized."""
+        if self.compute is None:
+            return {}
+        said = packed_model.loaded(self.model).to_json()
+        return {key: said[key] for key in ("compute", "backend", "isa", "packed")}
+
+
+class _Tasks:
+    """The tasks of a suite and those asked for by name, checked when they are made.
+
+    lm-eval is only imported here: it takes seconds.
+    """
+
+    def __init__(self, chosen: suite.Suite | None, words: Sequence[str]) -> None:
+        from unicomp.evaluate import harness, task_runs
+
+        self.runs = task_runs
+        self.options = harness.Options
+        self.scratch: scratch.Scratch | None = None
+        self.catalogue = harness.Catalogue()
+        entries = () if chosen is None else chosen.tasks
+        self.wanted = [
+            task_runs.Wanted(
+                entry.task,
+                entry.shots,
+                entry.chat,
+                about={
+                    "suite": chosen.name if chosen is not None else None,
+                    "area": entry.area,
+                    "data": entry.data,
+                    "licence": entry.licence,
+                },
+            )
+            for entry in entries
+        ]
+        known = {one.word for one in self.wanted}
+        more = [task_runs.Wanted(word) for word in dict.fromkeys(words) if word not in known]
+        self.wanted += more
+        # A suite's own tasks are held by a test; to look for all of them takes a while.
+        task_runs.check(more, self.catalogue)
+
+    def versions(self) -> dict[str, str]:
+        """Return the releases that tasks depend on."""
+        return self.runs.versions()
+
+    def scores(
+        self,
+        models: _Models,
+        axes: Sequence[str],
+        options: Mapping[str, Any],
+        batch_size: int | None,
+        resume: bool,
+        progress: Progress | None,
+    ) -> list[Score]:
+        """Run them and return what the axes ask for."""
+        runs = self.runs
+        size = batch_size or _batch(models.folder)
+        ours = runs.Side(
+            models.folder, models.model, text.tokenizer(models.folder), models.how, size
+        )
+        theirs = None
+        if models.baseline is not None and models.base is not None:
+            theirs = runs.Side(
+                models.baseline, models.base, text.tokenizer(models.baseline), {}, size
+            )
+        kept = self.scratch = scratch.Scratch(scratch.folder(), resume=resume)
+        outcomes = runs.run(
+            self.wanted, self.catalogue, ours, theirs, self.options(**options), kept, progress
+        )
+        found: list[Score] = []
+        detail = {"batch_size": size, "dtype": "float32", **models.how}
+        if options["limit"] is not None:
+            detail["limit"] = options["limit"]
+        for outcome in outcomes:
+            about = {**detail, **outcome.wanted.about}
+            if "accuracy" in axes:
+                if outcome.ours is None:
+                    found.append(_failed(outcome.wanted, outcome.error or "", about))
+                else:
+                    found += tasks_accuracy.scores(outcome.ours, outcome.theirs, about)
+        if "fidelity" in axes:
+            found.append(_flips(outcomes, models.baseline is not None))
+        return found
+
+    def finish(self) -> None:
+        """Drop what was kept for a resumed score: this one came to its end."""
+        if self.scratch is not None:
+            self.scratch.clear()
+
+
+def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
+    """Return the score of a task that gave none."""
+    name = f"accuracy/{Path(wanted.word).stem}/{wanted.metric}"
+    score = missing(name, reason, unit="fraction", higher_is_better=True, status="unmeasurable")
+    return score.model_copy(update={"detail": {**detail, **score.detail}})
+
+
+def _flips(outcomes: Sequence[Any], compared: bool) -> Score:
+    done = [one for one in outcomes if one.ours is not None]
+    ours = [own for one in done for own in one.ours or ()]
+    theirs = [own for one in done for own in one.theirs or ()] if compared else None
+    return tasks_accuracy.flips(ours, theirs)
+
+
+def _batch(folder: Path) -> int:
+    """Return how many requests' logits fit `LOGITS`, were each as long as the context."""
+    config = Checkpoint.open(folder).config
+    length = min(LONGEST, _context(config) or LONGEST)
+    return max(1, min(BATCH, LOGITS // (length * _vocab(config, folder) * 4)))
+
+
+def _without_text(axes: Sequence[str], compare: bool) -> list[Score]:
+    """Return the scores of predicted text, without values."""
+    reason, found = "no text was given (`--text`)", []
+    if "accuracy" in axes:
+        for name, unit in (("perplexity", "perplexity"), ("bits_per_byte", "bits/byte")):
+            found.append(missing(f"accuracy/{name}", reason, unit=unit, higher_is_better=False))
+    if compare:
+        found += fidelity.skipped(reason)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,32 +329,22 @@ class _Windows:
 
 
 def _predictions(
-    folder: Path,
-    baseline: Path | None,
-    axes: Sequence[str],
-    ask: _Ask,
-    progress: Progress | None,
+    models: _Models, axes: Sequence[str], ask: _Ask, progress: Progress | None
 ) -> list[Score]:
-    windows = _cut(folder, baseline, ask)
-    model, how = _load(folder, ask.compute)
-    base = None if baseline is None else load(baseline, dtype=torch.float32).eval()
-    detail = {**windows.detail, **how}
-    sums = stream.sums(model, base, windows.ids, vocab=windows.vocab, progress=progress)
+    windows = _cut(models.folder, models.baseline, ask)
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("windows", done, total)
+
+    sums = stream.sums(models.model, models.base, windows.ids, vocab=windows.vocab, progress=tell)
+    detail = {**windows.detail, **models.how}
     found: list[Score] = []
     if "accuracy" in axes:
         found += accuracy.scores(sums, windows.utf8_bytes, detail, exact_bytes=windows.exact)
-    if "fidelity" in axes and base is not None:
+    if "fidelity" in axes and models.baseline is not None:
         found += fidelity.scores(sums, detail)
     return found
-
-
-def _load(folder: Path, compute: Compute | None) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return the model to score, and what to say of how it computes."""
-    if compute is None:
-        return load(folder, dtype=torch.float32).eval(), {}
-    model = packed_model.load(folder, compute=compute, dtype=torch.float32)
-    how = packed_model.loaded(model).to_json()
-    return model, {key: how[key] for key in ("compute", "backend", "isa", "packed")}
 
 
 def _cut(folder: Path, baseline: Path | None, ask: _Ask) -> _Windows:

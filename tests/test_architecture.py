@@ -34,7 +34,7 @@ LAZY = {"load", "load_deltas", "plan", "run", "score"}
 DOORS = {f"{TRUNK}/__init__.py", f"{TRUNK}/__main__.py"}
 
 GATES = {
-    "lm_eval": r"evaluate/(harness|model)\.py",
+    "lm_eval": r"evaluate/(door|harness|model)\.py",
     "rich": r"cli/show\.py",
     "huggingface_hub": r"src/unicomp/hub\.py",
     "triton": r"kernels/\w+_triton\.py",
@@ -42,7 +42,12 @@ GATES = {
 }
 
 # Imported by name, installed and versioned by another dependency.
-COMES_WITH = {"pydantic_core": "pydantic", "click": "typer", "tokenizers": "transformers"}
+COMES_WITH = {
+    "pydantic_core": "pydantic",
+    "click": "typer",
+    "tokenizers": "transformers",
+    "datasets": "lm-eval",
+}
 
 # Longest allowed, in lines; the first pattern that fits counts.
 SIZES = {

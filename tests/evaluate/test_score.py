@@ -48,14 +48,14 @@ def refused(parts: list[str], *words: Any, **options: Any) -> None:
 
 def test_all_axes(llama: Path, tiny_model: Callable[..., Path], tiny_text: Path) -> None:
     other = tiny_model("llama", seed=1)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     report = score(
         other,
         llama,
         text=str(tiny_text),
         seq_len=64,
         limit=6,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *step: seen.append(step),
     )
     assert {found.name for found in report.scores} == NAMES
     assert {found.status for found in report.scores} == {"measured"}
@@ -68,7 +68,7 @@ def test_all_axes(llama: Path, tiny_model: Callable[..., Path], tiny_text: Path)
     assert detail["tokens"] == 6 * 63
     assert detail["bos"] is False
     assert detail["text"] == tiny_text.name
-    assert seen[-1] == (6, 6)
+    assert seen[-1] == ("windows", 6, 6)
     assert (report.score("fidelity/kl").value or 0) > 0.1
     json.dumps(report.to_json(), allow_nan=False)
     assert str(llama.parent) not in json.dumps(report.to_json())
