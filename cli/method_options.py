@@ -13,6 +13,7 @@ option follows from the default:
     int, float, str    one value
     tuple              one value, may be given again
     dict               the name of a YAML or JSON file that holds the mapping
+    None               one value of the type that the annotation `type | None` names
 """
 
 import ast
@@ -31,6 +32,7 @@ COMPRESS = ROOT / "compress"
 OPPOSITES = {"symmetric": "asymmetric"}
 FLAGS = {"data": "calibration"}
 REQUIRED = object()
+TYPES: Mapping[str, type] = {"int": int, "float": float}
 LITERAL = re.compile(r"\bLiteral\[([^]]*)\]")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -41,12 +43,14 @@ class Option:
     """One key of a recipe.
 
     choices   the words it may be, as far as the source says
+    optional  its type where the default is None
     defaults  method -> default; what is common to all stands under the empty name
     """
 
     name: str
     description: str
     choices: tuple[str, ...] = ()
+    optional: type = str
     defaults: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,14 +60,16 @@ class Option:
 
     @property
     def kind(self) -> type:
-        """The type of the default; str where there is none."""
+        """The type of the default; str where there is none to read."""
         default = next(iter(self.defaults.values()))
+        if default is None:
+            return self.optional
         return str if default is REQUIRED else type(default)
 
     @property
     def help(self) -> str:
         """The explanation, with the default of each method that has this option."""
-        known = {name: value for name, value in self.defaults.items() if value is not REQUIRED}
+        known = {n: value for n, value in self.defaults.items() if value not in (None, REQUIRED)}
         if not known:
             return f"{self.description}."
         said = [f"{_shown(value)}{f' ({name})' * bool(name)}" for name, value in known.items()]
@@ -188,7 +194,8 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
             name = ast.unparse(statement.target)
             description = ast.literal_eval(words["description"])
             choices = _choices(statement.annotation, tree)
-            yield Option(name, description, choices), _default(call, words)
+            optional = TYPES.get(ast.unparse(statement.annotation).removesuffix(" | None"), str)
+            yield Option(name, description, choices, optional), _default(call, words)
 
 
 def _default(call: ast.Call, words: Mapping[str | None, ast.expr]) -> Any:

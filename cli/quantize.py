@@ -84,7 +84,7 @@ def quantize(
     """Quantize the linear layers of a model and write a checkpoint that transformers loads.
 
     Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
-    unicomp quantize builtin:tinyworld --out out/w4 --calibration builtin:tinyworld --seq-len 256
+    unicomp quantize builtin:tinyworld --out out/w4 --calibration builtin:tinyworld
     """
     require(out, device, dry_run)
     from unicomp.recipes.load import from_options

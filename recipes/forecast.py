@@ -19,7 +19,7 @@ from unicomp.evaluate.score import LONGEST
 from unicomp.evaluate.stream import LOGITS
 from unicomp.kernels.dense import DenseSource
 from unicomp.kernels.packed import Scheme
-from unicomp.models import Layer, Model
+from unicomp.models import Layer, Model, context_length
 from unicomp.recipes.schema import Recipe
 
 # Resident bytes of a process that has imported torch, transformers and accelerate, rounded up:
@@ -64,7 +64,7 @@ def hidden_bytes(
     """
     if not method.wants() or recipe.calibration is None:
         return 0
-    tokens = recipe.calibration.samples * recipe.calibration.seq_len
+    tokens = recipe.calibration.samples * recipe.calibration.length
     width = hidden_size(dense.config)
     columns = 2 * width + (0 if held else kept_columns(model, width))
     if Need.CROSS in method.wants():
@@ -99,7 +99,7 @@ def memory(
     if reads:
         models = 2 * 4 * sum(torch.Size(info.shape).numel() for info in dense.tensors.values())
         vocab = int(dense.config.get("vocab_size") or 0)
-        window = int(dense.config.get("max_position_embeddings") or 0) * vocab * 4
+        window = (context_length(dense.config) or 0) * vocab * 4
         logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
         scoring = {"imports": IMPORTS, "scored models": models, "logits": logits}
         _decline(sum(scoring.values()), limit, "a shorter list under `score`")
@@ -114,7 +114,7 @@ def memory(
         _decline(sum(parts.values()), limit)
         return Memory(parts, 1, 0, False)
     cross = Need.CROSS in method.wants()
-    seq_len, samples = recipe.calibration.seq_len, recipe.calibration.samples
+    seq_len, samples = recipe.calibration.length, recipe.calibration.samples
     inputs = [
         shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
     ]
@@ -214,7 +214,7 @@ def operations(
     """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
     tokens = 0
     if method.wants() and recipe.calibration is not None:
-        tokens = recipe.calibration.samples * recipe.calibration.seq_len
+        tokens = recipe.calibration.samples * recipe.calibration.length
     chosen = int(dense.config.get("num_experts_per_tok") or 1)
     total = 0.0
     for layer in model.layers:

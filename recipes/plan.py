@@ -26,7 +26,7 @@ from unicomp.kernels import format as formats
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
-from unicomp.models import Layer, Linear, Model, describe
+from unicomp.models import Layer, Linear, Model, context_length, describe
 from unicomp.recipes.forecast import hidden_bytes, measured_rate, memory, operations
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
@@ -260,6 +260,9 @@ def plan(
     checkpoint = Checkpoint.open(source.folder)
     dense = open_dense(checkpoint)
     description = describe(dense.config, dense.tensors)
+    if recipe.calibration is not None:
+        text_settled = recipe.calibration.settled(context_length(dense.config))
+        recipe = recipe.model_copy(update={"calibration": text_settled})
     modules = [linear.module for linear in description.linears()]
     _check_patterns(method, modules)
     loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}

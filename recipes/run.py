@@ -150,15 +150,9 @@ def _calibration(plan: Plan) -> _Calibration | None:
     found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
     vocab = plan.dense.config.get("vocab_size")
     ids = text.encode(tokenizer, found, vocab=int(vocab) if vocab else 1 << 62)
-    longest = plan.dense.config.get("max_position_embeddings")
-    if isinstance(longest, int) and wanted.seq_len > longest:
-        raise UnicompError(
-            f"seq_len {wanted.seq_len} is longer than the model's {longest} positions",
-            hint=f"use `seq_len: {longest}` or less",
-        )
     windows = text.windows(
         ids,
-        seq_len=wanted.seq_len,
+        seq_len=wanted.length,
         samples=wanted.samples,
         seed=wanted.seed,
         bos=text.bos_token(tokenizer),
@@ -168,7 +162,7 @@ def _calibration(plan: Plan) -> _Calibration | None:
         source=found.source,
         sha256=found.sha256,
         samples=len(windows),
-        seq_len=wanted.seq_len,
+        seq_len=wanted.length,
         seed=wanted.seed,
     )
     return _Calibration(windows, described)

@@ -25,10 +25,12 @@ from pydantic_core import PydanticCustomError
 from unicomp import suggest
 from unicomp.compress import methods
 from unicomp.compress.method import Method
+from unicomp.errors import UnicompError
 from unicomp.recipes.emit import emit
 
 VERSION: Final = 1
 LOADERS = ("transformers", "vllm", "llama.cpp")
+SEQ_LEN = 512
 DEFAULT_FORMAT = "compressed-tensors"
 TEXT_FILES = (".txt", ".jsonl", ".parquet")
 HUB_TEXT = re.compile(r"hub:[^/:\s]+/[^/:\s]+(:[^/:\s]+)?(/[^/:\s]+)?")
@@ -113,9 +115,36 @@ class Calibration(Part):
         "`hub:org/name[:config][/split]`"
     )
     samples: int = Field(128, ge=1, le=1_000_000, description="windows of text")
-    seq_len: int = Field(512, ge=2, le=1 << 20, description="tokens per window")
+    seq_len: int | None = Field(
+        None,
+        ge=2,
+        le=1 << 20,
+        description="tokens per window; default 512, or the model's context if shorter",
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="seed that draws the windows")
     field: str = Field("text", min_length=1, description="field of each record that holds the text")
+
+    def settled(self, context: int | None) -> Self:
+        """Return it with its windows' length for a model of this context.
+
+        Raises UnicompError if a longer one was asked for.
+        """
+        if self.seq_len is None:
+            length = SEQ_LEN if context is None else min(SEQ_LEN, context)
+            return self.model_copy(update={"seq_len": length})
+        if context is not None and self.seq_len > context:
+            raise UnicompError(
+                f"seq_len {self.seq_len} is longer than the model's context of {context} tokens",
+                hint=f"use `seq_len: {context}` or less",
+            )
+        return self
+
+    @property
+    def length(self) -> int:
+        """The tokens of a window, once `settled`."""
+        if self.seq_len is None:
+            raise ValueError("the length of the windows is not settled")
+        return self.seq_len
 
 
 class Gate(Part):

@@ -386,3 +386,12 @@ def _expert_steps(names: _Names, index: int) -> list[tuple[tuple[Linear, ...], .
         first.append((linear(gate, "gate_up_proj", 0), linear(up, "gate_up_proj", 1)))
         second.append((linear(down, "down_proj", None),))
     return [tuple(first), tuple(second)]
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a model was made to read at once; None: its config says none."""
+    for part in (config, config.get("text_config") or {}):
+        for name in ("max_position_embeddings", "n_positions"):
+            if isinstance(part.get(name), int):
+                return int(part[name])
+    return None

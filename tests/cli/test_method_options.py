@@ -88,6 +88,7 @@ def folder(tmp_path: Path) -> Path:
         "class TwoWords(PruneMethod):\n"
         "    scope: Literal['row', 'global'] = Field('row', description='where')\n"
         "    sparsity: float = Field(default=0.7, description='share of zeros')\n"
+        "    length: int | None = Field(None, description='how many, or what fits')\n"
         "    needs: ClassVar[int] = field(3)\n"
     )
     (tmp_path / "prune" / "__init__.py").write_text("class X:\n    y: int = Field(1)\n")
@@ -96,9 +97,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_kind_of_option(folder: Path) -> None:
     options = {option.name: option for option in method_options.of_verb("prune", folder)}
-    assert list(options) == ["sparsity", "symmetric", "fast", "ignore", "modules", "scope"]
+    assert list(options) == [
+        "sparsity",
+        "symmetric",
+        "fast",
+        "ignore",
+        "modules",
+        "scope",
+        "length",
+    ]
     kinds = {name: option.kind for name, option in options.items()}
-    assert list(kinds.values()) == [float, bool, bool, tuple, dict, str]
+    assert list(kinds.values()) == [float, bool, bool, tuple, dict, str, int]
+    assert options["length"].help == "how many, or what fits."
     assert options["scope"].choices == ("row", "global")
     assert options["sparsity"].help == "share of zeros. Default: 0.5, 0.7 (two-words)."
     assert options["scope"].help == "where. Default: row (two-words)."
@@ -134,5 +144,5 @@ def test_a_default_that_cannot_be_read_is_said_loudly(tmp_path: Path) -> None:
 
 
 def test_option_without_default() -> None:
-    option = Option("data", "a text", (), {"": method_options.REQUIRED})
+    option = Option("data", "a text", defaults={"": method_options.REQUIRED})
     assert (option.kind, option.help) == (str, "a text.")
