@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from unicomp import hub
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.kernels import attention
 from unicomp.kernels import backend as backends
 from unicomp.kernels import format as formats
 from unicomp.kernels.blocked import Compute
@@ -128,6 +129,8 @@ def load(
             if type(other) is nn.Linear:
                 network.set_submodule(place, DenseLinear.of(other))
     known: Any = network  # attributes that its class does not declare
+    if layers and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation(attention.NAME)
     if layers:
         known.save_pretrained = _refuse_saving
     known.unicomp_loaded = Loaded(

@@ -20,6 +20,7 @@ import unicomp
 from unicomp import builtin, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.kernels import attention
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
@@ -349,6 +350,7 @@ def test_copies_of_a_model(tinyworld: Path) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(other, ids, attention_mask=mask), wanted)
         assert loaded(other) == loaded(model)
+        assert other.config._attn_implementation == attention.NAME
     harmed = unicomp.load(tinyworld)
     for layer in packed_layers(harmed):
         layer.packed.zero_()

@@ -1,0 +1,94 @@
+"""Attention with grouped heads side by side equals attention head by head, in numpy and float64."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from unicomp.kernels import attention
+
+LIMIT = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, scale: float) -> np.ndarray[Any, Any]:
+    """Return [batch, 1, heads, width] of one query token, head by head in float64."""
+    q, k, v = (own.double().numpy() for own in (query, key, value))
+    batch, heads, _, _ = q.shape
+    share = heads // k.shape[1]
+    found = np.empty((batch, 1, heads, v.shape[-1]))
+    for one in range(batch):
+        for head in range(heads):
+            scores = k[one, head // share] @ q[one, head, 0] * scale
+            weights = np.exp(scores - scores.max())
+            found[one, 0, head] = weights @ v[one, head // share] / weights.sum()
+    return found
+
+
+def error(found: Tensor, wanted: np.ndarray[Any, Any]) -> float:
+    """Return the relative error."""
+    return float(np.linalg.norm(found.double().numpy() - wanted) / np.linalg.norm(wanted))
+
+
+def inputs(groups: int, share: int, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(groups * 10 + share)
+    shapes = [(batch, groups * share, 1, 16), (batch, groups, 37, 16), (batch, groups, 37, 16)]
+    query, key, value = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
+    return query, key, value
+
+
+def module(share: int) -> Any:
+    """Return what transformers' function looks at in an attention module."""
+    return SimpleNamespace(num_key_value_groups=share, is_causal=True)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("groups", "share"), [(1, 4), (2, 3), (4, 8), (4, 1)])
+def test_equals_head_by_head(groups: int, share: int, dtype: torch.dtype) -> None:
+    query, key, value = inputs(groups, share, dtype)
+    found, weights = attention.forward(module(share), query, key, value, None, scaling=0.3)
+    assert weights is None
+    assert found.dtype == dtype
+    assert error(found, plain(query, key, value, 0.3)) < LIMIT[dtype]
+
+
+def test_the_comparer_rejects_heads_in_another_order() -> None:
+    query, key, value = inputs(2, 3, torch.float32)
+    found, _ = attention.forward(module(3), query, key, value, None, scaling=0.3)
+    turned = query.view(2, 2, 3, 1, 16).transpose(1, 2).reshape(query.shape)
+    other, _ = attention.forward(module(3), turned, key, value, None, scaling=0.3)
+    assert found.shape == other.shape
+    assert error(other, plain(query, key, value, 0.3)) > 0.1
+
+
+def test_a_query_that_is_not_contiguous() -> None:
+    query, key, value = inputs(2, 3, torch.float32)
+    wide = query.transpose(1, 2).contiguous().transpose(1, 2)
+    found, _ = attention.forward(module(3), wide, key, value, None, scaling=0.3)
+    assert error(found, plain(query, key, value, 0.3)) < LIMIT[torch.float32]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_masks_and_prompts_are_those_of_transformers(tokens: int) -> None:
+    _, key, value = inputs(2, 3, torch.float32)
+    query = torch.randn(2, 6, tokens, 16, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 1, tokens, 37, dtype=torch.bool)
+    mask[1, :, :, :9] = False
+    for own in (mask, None) if tokens > 1 else (mask,):
+        wanted, _ = sdpa_attention_forward(module(3), query, key, value, own, scaling=0.3)
+        found, _ = attention.forward(module(3), query, key, value, own, scaling=0.3)
+        assert torch.equal(found, wanted)
+
+
+def test_what_plain_attention_cannot_do_is_left_to_transformers() -> None:
+    query, key, value = inputs(2, 3, torch.float32)
+    bias = torch.linspace(-3, 3, 37).expand(1, 6, 1, 37)
+    given = {"scaling": 0.3, "position_bias": bias}
+    wanted, _ = sdpa_attention_forward(module(3), query, key, value, None, **given)
+    found, _ = attention.forward(module(3), query, key, value, None, **given)
+    assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match="softcap"):
+        attention.forward(module(3), query, key, value, None, scaling=0.3, softcap=30.0)
