@@ -26,6 +26,7 @@ from unicomp.cli.env import env
 from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
 from unicomp.cli.plan import plan
+from unicomp.cli.prune import prune
 from unicomp.cli.quantize import quantize
 from unicomp.cli.run import run
 from unicomp.cli.score import score
@@ -49,6 +50,7 @@ app = typer.Typer(
 
 app.command("run")(run)
 app.command("quantize")(quantize)
+app.command("prune")(prune)
 app.command("plan")(plan)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify)

@@ -179,9 +179,8 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
     """Yield the fields of the classes of a file, or of one of them, with their defaults."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef) or wanted not in (None, node.name):
-            continue
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in list(classes.values()) if wanted is None else _with_bases(wanted, classes):
         for statement in node.body:
             if not isinstance(statement, ast.AnnAssign) or not isinstance(
                 statement.value, ast.Call
@@ -196,6 +195,14 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
             choices = _choices(statement.annotation, tree)
             optional = TYPES.get(ast.unparse(statement.annotation).removesuffix(" | None"), str)
             yield Option(name, description, choices, optional), _default(call, words)
+
+
+def _with_bases(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    """Yield a class and, of its bases, those that the same file defines."""
+    if name in classes:
+        yield classes[name]
+        for base in classes[name].bases:
+            yield from _with_bases(ast.unparse(base), classes)
 
 
 def _default(call: ast.Call, words: Mapping[str | None, ast.expr]) -> Any:

@@ -43,14 +43,15 @@ def show_plan(found: "Plan", json: bool) -> None:
             name,
             len(fates),
             "x".join(map(str, shape)),
-            "kept" if scheme is None else scheme_words(scheme),
+            becomes,
             *_bytes(fates),
             why or "",
         )
-        for (name, shape, scheme, why), fates in _alike(tuple(found.fates.values())).items()
+        for (name, shape, becomes, why), fates in _alike(tuple(found.fates.values())).items()
     ]
     show.table(
-        f"{found.source.id}: {found.stage.verb} {found.stage.method}, {found.recipe.format}",
+        f"{found.source.id}: {found.stage.verb} {found.stage.method}"
+        + (f", {found.recipe.format}" if found.schemes else ""),
         ("tensors", "count", "shape", "becomes", "before", "after", "why"),
         rows,
     )
@@ -72,13 +73,22 @@ def show_plan(found: "Plan", json: bool) -> None:
 
 def _alike(
     fates: "tuple[Fate, ...]",
-) -> "dict[tuple[str, tuple[int, ...], Scheme | None, str | None], list[Fate]]":
+) -> "dict[tuple[str, tuple[int, ...], str, str | None], list[Fate]]":
     """Put together what differs only by the number of its layer or expert."""
-    groups: dict[tuple[str, tuple[int, ...], Scheme | None, str | None], list[Fate]] = {}
+    groups: dict[tuple[str, tuple[int, ...], str, str | None], list[Fate]] = {}
     for fate in fates:
-        key = (unnumbered(fate.name), fate.shape, fate.scheme, fate.why)
+        key = (unnumbered(fate.name), fate.shape, _becomes(fate), fate.why)
         groups.setdefault(key, []).append(fate)
     return groups
+
+
+def _becomes(fate: "Fate") -> str:
+    if fate.scheme is not None:
+        return scheme_words(fate.scheme)
+    if fate.sparsity is not None:
+        kind = "of each row zero" if fate.sparsity.m is None else "stay"
+        return f"{fate.sparsity} {kind}"
+    return "kept"
 
 
 def scheme_words(scheme: "Scheme") -> str:

@@ -93,13 +93,17 @@ def carry_out(found: "Plan", out: Path, *, overwrite: bool, resume: bool, json: 
 def _show(made: "Manifest", out: Path) -> None:
     modules = {name: module for stage in made.stages for name, module in stage.modules.items()}
     packed = [module for module in modules.values() if module.bits is not None]
+    sparse = [module for module in modules.values() if module.sparsity is not None]
+    zeros = sum(module.sparsity or 0.0 for module in sparse) / max(len(sparse), 1)
     totals = made.totals
     facts = [
         ("output", str(out)),
-        ("linears quantized", f"{len(packed)} of {len(modules)}"),
+        ("linears quantized", f"{len(packed)} of {len(modules)}")
+        if packed or not sparse
+        else ("linears pruned", f"{len(sparse)} of {len(modules)}, {zeros:.2%} zeros on average"),
         ("bytes", f"{size.show(totals.bytes_in)} -> {size.show(totals.bytes_out)}"),
         ("bits per weight", f"{totals.bits_per_weight:.3f}"),
-        ("output error", _errors(packed)),
+        ("output error", _errors(packed or sparse, "magnitude" if sparse else "round-to-nearest")),
         ("time", show.duration(sum(stage.seconds for stage in made.stages))),
         ("peak memory", size.show(max(stage.peak_rss_bytes for stage in made.stages))),
     ]
@@ -117,14 +121,14 @@ def _show(made: "Manifest", out: Path) -> None:
         show_report(read(out / "report.json"))
 
 
-def _errors(packed: "list[Module]") -> str:
-    """Return the mean relative output error, beside that of rounding to the nearest."""
+def _errors(done: "list[Module]", plain: str) -> str:
+    """Return the mean relative output error, beside that of the plain method."""
     pairs = [
         (module.error_after, module.error_before)
-        for module in packed
+        for module in done
         if module.error_after is not None and module.error_before is not None
     ]
     if not pairs:
         return "not measured"
     after, before = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-    return f"{after:.4f} relative, mean of {len(pairs)} linears (round-to-nearest: {before:.4f})"
+    return f"{after:.4f} relative, mean of {len(pairs)} linears ({plain}: {before:.4f})"

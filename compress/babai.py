@@ -28,13 +28,14 @@ LEAF = 8
 
 
 class Choice(ABC):
-    """What is taken instead of a column's target.
+    """What is taken instead of the targets of a few columns.
 
     leaf  the most columns that `choose` is given at once
     """
 
     leaf: int = LEAF
 
+    @abstractmethod
     def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
         """Choose a few columns, whose targets lack only each other's errors.
 
@@ -43,6 +44,13 @@ class Choice(ABC):
         unit   [steps, steps]: what an error moves a later target by, below the diagonal
         step   position of the first in the factor's order; they come in turn, block by block
         """
+
+
+class OneByOne(Choice):
+    """A choice that is made column by column."""
+
+    def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
+        """Choose each column in turn."""
         for i in range(len(goal)):
             if i:
                 goal[i : i + 1].addmm_(unit[i : i + 1, :i], block[:i])
@@ -124,7 +132,7 @@ class Codes:
         return PackedTensor(self.codes.T.contiguous(), scale, zero, scheme)
 
 
-class Rounding(Choice):
+class Rounding(OneByOne):
     """The choice of a quantizer: the nearest point of the column's grid.
 
     In float32 on the CPU a loop in C does many columns at once, where it is built.

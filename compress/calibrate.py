@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unicomp.checkpoint import check_finite
-from unicomp.compress.method import Stats
-from unicomp.compress.moments import Moments
+from unicomp.compress.method import Need, Stats
+from unicomp.compress.moments import Moments, Norms
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
 from unicomp.models import Layer, Linear, Model, Part
@@ -305,6 +305,9 @@ class Decoder:
         shared: Sequence[Sequence[Linear]],
         states: HiddenStates,
         original: HiddenStates | None = None,
+        *,
+        needs: frozenset[Need] = frozenset({Need.HESSIAN}),
+        skip: int = 0,
     ) -> list[Stats]:
         """Gather what is known of the inputs that each of `shared` reads, over all windows.
 
@@ -313,13 +316,21 @@ class Decoder:
         states    the layer's inputs from the compressed layers before it
         original  what the one of `shared` reads in the uncompressed model, where the cross
                   statistic is wanted; never for experts, whose routes may differ
+        needs     what to gather
+        skip      tokens at the start of each window that do not count, but for experts, who do
+                  not see where a token stands
         """
         others = None if original is None else original.batches(self.batch)
         reach = next(i for i, step in enumerate(layer.steps) if shared[0] in step)
         first = shared[0][0]
         # Attention gives averages, so alike that what tells them apart would drown in rounding.
         sums = torch.float32 if reach == 1 else self._dtype
-        totals = [Moments(linears[0].shape[1], sums, original is not None) for linears in shared]
+        totals: list[Moments | Norms] = [
+            Moments(linears[0].shape[1], sums, original is not None)
+            if Need.HESSIAN in needs
+            else Norms(linears[0].shape[1])
+            for linears in shared
+        ]
         with contextlib.ExitStack() as stack:
             turn = stack.enter_context(self._playing(layer, module, reach))
             put = None
@@ -338,7 +349,10 @@ class Decoder:
                     put(found[0])
                 for position, total in enumerate(totals):
                     if position in found:
-                        total.add(found[position].to(sums), other)
+                        seen = found[position].to(sums)
+                        if skip and first.expert is None:
+                            seen = seen.view(*batch.shape[:2], -1)[:, skip:].flatten(0, 1)
+                        total.add(seen, other)
         if put is not None:
             self._kept[first.inner] = kept
         return [total.stats() for total in totals]

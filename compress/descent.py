@@ -15,7 +15,7 @@ least squares.
 import torch
 from torch import Tensor
 
-from unicomp.compress.babai import Choice, Codes, walk
+from unicomp.compress.babai import Codes, OneByOne, walk
 from unicomp.compress.grid import stored
 from unicomp.kernels import nearest
 
@@ -65,7 +65,7 @@ def descend(
     return gain, clipped
 
 
-class _Nearest(Choice):
+class _Nearest(OneByOne):
     """Each code becomes the one that is best with all others as they are.
 
     codes  [in, rows], without their zero points

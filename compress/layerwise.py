@@ -1,22 +1,33 @@
-"""Quantize one decoder layer: step by step, each linear for the inputs it will really see.
+"""Compress one decoder layer: step by step, each linear for the inputs it will really see.
 
-A step's statistics are gathered with every earlier step already quantized, in this layer and in
-all before it. Linears that read one input are solved as one stacked weight, since a solver's rows
-do not depend on each other; only the Hessian's factorisation does, and that they share.
+A step's statistics are gathered with every earlier step already compressed, in this layer and in
+all before it. Linears that read one input share the Hessian's factorisation and, where they are
+quantized alike, are solved as one stacked weight, since a quantizer's rows do not depend on each
+other.
 
-An expert that saw too few calibration tokens is rounded to nearest instead: its second moments
-would be those of a handful of tokens, and compensating for them spoils all others.
+An expert that saw too few calibration tokens is rounded to nearest instead, or pruned by magnitude:
+its second moments would be those of a handful of tokens, and compensating for them spoils all
+others.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unicomp.compress.calibrate import Decoder, Weights, read_weight
-from unicomp.compress.method import QuantizeMethod, Solution, Stats
+from unicomp.compress.method import (
+    LayerMethod,
+    Pruned,
+    PruneMethod,
+    QuantizeMethod,
+    Solution,
+    Stats,
+)
+from unicomp.compress.prune.magnitude import Magnitude
 from unicomp.compress.quantize.rtn import Rtn
+from unicomp.compress.sparsity import Target
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
 from unicomp.kernels.packed import Scheme
@@ -27,51 +38,53 @@ FEWEST_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One quantized linear.
+    """One compressed linear.
 
     tokens    calibration tokens that reached it; 0 for a method that needs none
     fallback  why another method than the one asked for did it, or None
     """
 
     linear: Linear
-    solution: Solution
+    solution: Solution | Pruned
     tokens: int
     fallback: str | None
 
 
-def quantize_layer(
+def compress_layer(
     decoder: Decoder,
     layer: Layer,
     module: nn.Module,
     states: HiddenStates,
     original: Mapping[str, HiddenStates],
-    method: QuantizeMethod,
-    schemes: Mapping[str, Scheme],
+    method: LayerMethod,
+    targets: Mapping[str, Scheme | Target],
     scale_dtype: torch.dtype,
     moments: int,
 ) -> Iterator[Solved]:
-    """Quantize a loaded layer in place, yielding each linear as it is done.
+    """Compress a loaded layer in place, yielding each linear as it is done.
 
-    module    the layer with its weights; holds the dequantized ones afterwards
-    states    its inputs from the quantized layers before it
+    module    the layer with its weights; holds the compressed ones, as plain weights, afterwards
+    states    its inputs from the compressed layers before it
     original  inner name of the first linear of a step -> what it reads in the uncompressed model,
               where the method asks for CROSS (`compared`)
-    schemes   full module name -> how it is quantized; other linears stay as they are
+    targets   full module name -> how it is quantized or pruned; other linears stay as they are
     moments   most bytes that the statistics of one pass may take; experts go in several passes
     """
     for step in layer.steps:
-        wanted = [shared for shared in step if any(one.module in schemes for one in shared)]
+        wanted = [shared for shared in step if any(one.module in targets for one in shared)]
         for some in _passes(wanted, moments):
             other = original.get(some[0][0].inner)
-            gathered = decoder.statistics(layer, module, some, states, other)
+            skip = int(getattr(method, "exclude_sink", False))
+            gathered = decoder.statistics(
+                layer, module, some, states, other, needs=method.wants(), skip=skip
+            )
             for shared, stats in zip(some, gathered, strict=True):
-                for solved in _solve(module, shared, stats, method, schemes, scale_dtype):
-                    packed = solved.solution.packed
-                    decoder.replace(module, solved.linear, packed.dequantize())
+                for solved in _solve(module, shared, stats, method, targets, scale_dtype):
+                    decoder.replace(module, solved.linear, solved.solution.weight)
                     yield solved
 
 
-def compared(layer: Layer, schemes: Mapping[str, Scheme]) -> dict[str, int]:
+def compared(layer: Layer, targets: Collection[str]) -> dict[str, int]:
     """Return, for the cross statistic, inner name -> columns of each input that is compared.
 
     Experts are left out: a token may take another route in the uncompressed model.
@@ -79,23 +92,22 @@ def compared(layer: Layer, schemes: Mapping[str, Scheme]) -> dict[str, int]:
     return {
         step[0][0].inner: step[0][0].shape[1]
         for step in layer.steps
-        if step[0][0].expert is None and any(one.module in schemes for one in step[0])
+        if step[0][0].expert is None and any(one.module in targets for one in step[0])
     }
 
 
-def round_layer(
+def solve_alone(
     weights: Weights,
     layer: Layer,
-    method: QuantizeMethod,
-    schemes: Mapping[str, Scheme],
+    method: LayerMethod,
+    targets: Mapping[str, Scheme | Target],
     scale_dtype: torch.dtype,
 ) -> Iterator[Solved]:
-    """Quantize a layer's linears one tensor at a time, for methods that need no statistics."""
+    """Compress a layer's linears one tensor at a time, for methods that need no statistics."""
     for linear in layer.linears():
-        if linear.module in schemes:
-            weight = read_weight(weights, linear)
-            scheme = schemes[linear.module]
-            solution = method.solve(weight, Stats(0), scheme, scale_dtype=scale_dtype)
+        if linear.module in targets:
+            weight, target = read_weight(weights, linear), targets[linear.module]
+            solution = _solution(method, weight, Stats(0), target, scale_dtype)
             yield Solved(linear, solution, 0, None)
 
 
@@ -123,23 +135,26 @@ def _solve(
     module: nn.Module,
     linears: Sequence[Linear],
     stats: Stats,
-    method: QuantizeMethod,
-    schemes: Mapping[str, Scheme],
+    method: LayerMethod,
+    targets: Mapping[str, Scheme | Target],
     scale_dtype: torch.dtype,
 ) -> Iterator[Solved]:
     fallback = None
     if linears[0].expert is not None and stats.tokens < FEWEST_TOKENS:
-        fallback = f"rtn: {stats.tokens} tokens, fewer than {FEWEST_TOKENS}"
-        method = _nearest(method)
+        method, name = _plain(method)
+        fallback = f"{name}: {stats.tokens} tokens, fewer than {FEWEST_TOKENS}"
         stats = Stats(stats.tokens, stats.hessian if stats.tokens else None)
-    by_scheme: dict[Scheme, list[Linear]] = {}
+    alike: dict[object, list[Linear]] = {}
     for linear in linears:
-        if linear.module in schemes:
-            by_scheme.setdefault(schemes[linear.module], []).append(linear)
-    for scheme, members in by_scheme.items():
+        if linear.module in targets:
+            # A share of zeros is one of each linear, not of what happens to read the same input.
+            key = linear.module if isinstance(method, PruneMethod) else targets[linear.module]
+            alike.setdefault(key, []).append(linear)
+    for members in alike.values():
+        target = targets[members[0].module]
         stacked = torch.cat([_weight(module, linear) for linear in members])
         try:
-            solution = method.solve(stacked, stats, scheme, scale_dtype=scale_dtype)
+            solution = _solution(method, stacked, stats, target, scale_dtype)
         except CheckpointError as error:
             names = ", ".join(f"`{linear.module}`" for linear in members)
             raise CheckpointError(f"{names}: {error.message}", hint=error.hint) from error
@@ -150,10 +165,26 @@ def _solve(
             start = stop
 
 
-def _nearest(method: QuantizeMethod) -> Rtn:
-    """Return round-to-nearest with the options that every quantize method has."""
-    common = {name: getattr(method, name) for name in QuantizeMethod.model_fields}
-    return Rtn.model_construct(**common)
+def _solution(
+    method: LayerMethod,
+    weight: Tensor,
+    stats: Stats,
+    target: Scheme | Target,
+    scale_dtype: torch.dtype,
+) -> Solution | Pruned:
+    if isinstance(method, QuantizeMethod) and isinstance(target, Scheme):
+        return method.solve(weight, stats, target, scale_dtype=scale_dtype)
+    if isinstance(method, PruneMethod) and not isinstance(target, Scheme):
+        return method.solve(weight, stats, target)
+    raise TypeError(f"{type(method).__name__} cannot solve for {target}")
+
+
+def _plain(method: LayerMethod) -> tuple[LayerMethod, str]:
+    """Return the method that needs no statistics, with the options that all of its verb have."""
+    if isinstance(method, QuantizeMethod):
+        common = {name: getattr(method, name) for name in QuantizeMethod.model_fields}
+        return Rtn.model_construct(**common), "rtn"
+    return Magnitude(), "magnitude"
 
 
 def _weight(module: nn.Module, linear: Linear) -> Tensor:
@@ -164,16 +195,27 @@ def _weight(module: nn.Module, linear: Linear) -> Tensor:
     return weight.T if linear.transposed else weight
 
 
-def rows(solution: Solution, start: int, stop: int) -> Solution:
+def rows(solution: Solution | Pruned, start: int, stop: int) -> Solution | Pruned:
     """Return the part of a stacked solution that belongs to the output rows `start:stop`."""
     cut = slice(start, stop)
-    predicted = None if solution.predicted is None else solution.predicted[cut]
+
+    def some(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[cut]
+
+    if isinstance(solution, Pruned):
+        return Pruned(
+            solution.weight[cut],
+            some(solution.error),
+            some(solution.magnitude),
+            some(solution.reference),
+            solution.damp,
+        )
     return Solution(
         packed=solution.packed.rows(start, stop),
         error=solution.error[cut],
         rounding=solution.rounding[cut],
         reference=solution.reference[cut],
-        predicted=predicted,
+        predicted=some(solution.predicted),
         clipped=solution.clipped[cut],
         damp=solution.damp,
     )

@@ -23,6 +23,7 @@ from pydantic import (
 from torch import Tensor
 
 from unicomp.compress.patterns import Pattern, matches
+from unicomp.compress.sparsity import Sparsity, Target, parse
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 PER_CHANNEL = -1
@@ -34,6 +35,7 @@ class Need(StrEnum):
     """A statistic of a linear layer's input over the calibration tokens."""
 
     HESSIAN = "hessian"
+    NORM = "norm"
     CROSS = "cross"
 
 
@@ -43,6 +45,7 @@ class Stats:
 
     tokens   how many tokens reached the layer
     hessian  float32 [in, in], mean of x.xT over those tokens; x from the compressed layers before
+    norm     float32 [in], root mean square of x
     cross    float32 [in, in], mean of (x_original - x).xT, x_original from the uncompressed model
     memo     what a method worked out of these (a factor), for the next weight with the same input
     """
@@ -50,6 +53,7 @@ class Stats:
     tokens: int
     hessian: Tensor | None = None
     cross: Tensor | None = None
+    norm: Tensor | None = None
     memo: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -74,6 +78,29 @@ class Solution:
     predicted: Tensor | None
     clipped: Tensor
     damp: float | None
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer computes with from here on, float32 [out, in]."""
+        return self.packed.dequantize()
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A weight with zeros and what is known of its error, as in `Solution`; None: nothing is.
+
+    weight     float32 [out, in]
+    error      float32 [out], with the undamped hessian
+    magnitude  float32 [out], the same error where the least magnitudes become zero instead
+    reference  float32 [out], diag(W H WT)
+    damp       fraction of the mean diagonal that was added
+    """
+
+    weight: Tensor
+    error: Tensor | None = None
+    magnitude: Tensor | None = None
+    reference: Tensor | None = None
+    damp: float | None = None
 
 
 class Method(BaseModel):
@@ -116,6 +143,11 @@ def _group_size(value: int) -> int:
     return value
 
 
+def _sparsity(value: float | str) -> float | str:
+    parse(value)
+    return value
+
+
 Bits = Annotated[int, Field(ge=2, le=8)]
 GroupSize = Annotated[
     int,
@@ -150,7 +182,42 @@ class Override(BaseModel):
         return self
 
 
-class QuantizeMethod(Method):
+class LayerMethod(Method):
+    """A method that takes one linear weight after the other, with statistics of its input."""
+
+    ignore: Patterns = Field(
+        ("lm_head",),
+        description="modules left as they are, by a full name, its last part, or `re:` and a "
+        "regular expression for the full name; wins over `modules`",
+    )
+
+    def unmatched(self, modules: Collection[str]) -> list[tuple[str, str]]:
+        """Return (key, pattern) of every pattern that means none of the modules.
+
+        `lm_head` under `ignore` never is: it is the default, and a tied head is no module.
+        """
+        return [
+            (key, pattern)
+            for key, pattern in self._patterns()
+            if not any(matches(pattern, module) for module in modules)
+        ]
+
+    def _patterns(self) -> list[tuple[str, str]]:
+        return [("ignore", pattern) for pattern in self.ignore if pattern != "lm_head"]
+
+    def _ignores(self, module: str) -> bool:
+        return any(matches(pattern, module) for pattern in self.ignore)
+
+    def workspace_bytes(self, rows: int, columns: int) -> int:
+        """Return the most bytes that `solve` takes for a float32 weight [rows, columns].
+
+        The result is counted, the weight and its statistics are not. Here: copies of the weight,
+        its target, the dequantized one and their difference, and the codes.
+        """
+        return 4 * 4 * rows * columns + 2 * rows * columns
+
+
+class QuantizeMethod(LayerMethod):
     """A method of the verb `quantize`: one linear weight in, codes and scales out."""
 
     bits: Bits = Field(4, description="bits per weight, 2 to 8")
@@ -167,14 +234,10 @@ class QuantizeMethod(Method):
         description="other bits, group_size or symmetric by module: a full name, its last part, "
         "or `re:` and a regular expression for the full name; the first that matches counts",
     )
-    ignore: Patterns = Field(
-        ("lm_head",),
-        description="modules left as they are, by the same patterns; wins over `modules`",
-    )
 
     def scheme(self, module: str) -> Scheme | None:
         """Return how the module of this full name is to be quantized, or None if it is ignored."""
-        if any(matches(pattern, module) for pattern in self.ignore):
+        if self._ignores(module):
             return None
         found = next((o for p, o in self.modules.items() if matches(p, module)), None)
         if found is None:
@@ -185,29 +248,32 @@ class QuantizeMethod(Method):
             self.symmetric if found.symmetric is None else found.symmetric,
         )
 
-    def unmatched(self, modules: Collection[str]) -> list[tuple[str, str]]:
-        """Return (`modules` or `ignore`, pattern) of every pattern that means none of the modules.
-
-        `lm_head` under `ignore` never is: it is the default, and a tied head is no module.
-        """
-        asked = [("modules", pattern) for pattern in self.modules]
-        asked += [("ignore", pattern) for pattern in self.ignore if pattern != "lm_head"]
-        return [
-            (key, pattern)
-            for key, pattern in asked
-            if not any(matches(pattern, module) for module in modules)
-        ]
-
-    def workspace_bytes(self, rows: int, columns: int) -> int:
-        """Return the most bytes that `solve` takes for a float32 weight [rows, columns].
-
-        The result is counted, the weight and its statistics are not. Here: copies of the weight,
-        its target, the dequantized one and their difference, and the codes.
-        """
-        return 4 * 4 * rows * columns + 2 * rows * columns
+    def _patterns(self) -> list[tuple[str, str]]:
+        return [("modules", pattern) for pattern in self.modules] + super()._patterns()
 
     def solve(
         self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
     ) -> Solution:
         """Quantize one weight; see the method's file."""
+        raise NotImplementedError
+
+
+class PruneMethod(LayerMethod):
+    """A method of the verb `prune` that makes weights zero: shapes stay as they are."""
+
+    sparsity: Annotated[float | str, AfterValidator(_sparsity)] = Field(
+        "0.5", description="share of zeros, 0 to 1, or `n:m`: n of every m neighbours stay"
+    )
+
+    def target(self, module: str, columns: int) -> Sparsity | None:
+        """Return the module's zeros; None if it is ignored or its rows cannot have the pattern."""
+        wanted = parse(self.sparsity)
+        return None if self._ignores(module) or not wanted.fits(columns) else wanted
+
+    def spread(self) -> bool:
+        """Tell whether the share of zeros is one of the whole model, and not of each row."""
+        return False
+
+    def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
+        """Make weights zero; see the method's file."""
         raise NotImplementedError

@@ -53,6 +53,23 @@ class Moments:
         return Stats(self.tokens, self.second, self.cross)
 
 
+class Norms:
+    """Running sums of one input's squares."""
+
+    def __init__(self, columns: int) -> None:
+        self.tokens = 0
+        self.squares = torch.zeros(columns, dtype=torch.float64)
+
+    def add(self, inputs: Tensor, original: Tensor | None) -> None:
+        """Take up some tokens: `inputs` [tokens, columns]; `original` is of no interest."""
+        self.squares += inputs.float().square().sum(0).double()
+        self.tokens += len(inputs)
+
+    def stats(self) -> Stats:
+        """Return the means' roots."""
+        return Stats(self.tokens, norm=(self.squares / max(self.tokens, 1)).sqrt().float())
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor, before: int) -> None:
     """Add the product of some tokens to a float32 total of `before` tokens, in place.
 

@@ -6,6 +6,13 @@ from typing import Any
 from unicomp.manifest import Manifest
 from unicomp.recipes.plan import Plan
 
+PLAIN = """```python
+# pip install transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```"""
 LOAD = {
     "compressed-tensors": """```python
 # pip install transformers compressed-tensors
@@ -36,6 +43,7 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
     for module in stage.modules.values():
         if module.fallback is not None:
             fallbacks[module.fallback] = fallbacks.get(module.fallback, 0) + 1
+    sparse = [module for module in stage.modules.values() if module.sparsity is not None]
     lines = [
         _front(manifest),
         f"# {manifest.source.id.split('/')[-1]}, {stage.verb}d with {stage.method}",
@@ -49,7 +57,8 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         f"| bits per weight | {8 * totals.bytes_in / totals.params:.2f} "
         f"| {totals.bits_per_weight:.2f} |",
         "",
-        f"{len(stage.modules) - len(kept)} of {len(stage.modules)} linears are quantized. Options: "
+        f"{len(sparse) or len(stage.modules) - len(kept)} of {len(stage.modules)} linears are "
+        f"{'pruned' if sparse else 'quantized'}. Options: "
         f"`{json.dumps(stage.options)}`.",
     ]
     if manifest.calibration is not None:
@@ -68,7 +77,7 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
     lines += ["", "## Load", ""]
     lines += [f"- {name} does not load it: {why}" for name, why in plan.loaders.items() if why]
     if plan.loaders.get("transformers") is None:
-        lines += [LOAD[plan.recipe.format], ""]
+        lines += [LOAD[plan.recipe.format] if plan.schemes else PLAIN, ""]
     else:
         lines += [
             "",
@@ -84,9 +93,11 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
 
 
 def _front(manifest: Manifest) -> str:
-    lines = ["---", "library_name: transformers", "tags: [unicomp, quantized]"]
+    done = f"{manifest.stages[0].verb}d"
+    lines = ["---", "library_name: transformers", f"tags: [unicomp, {done}]"]
     if "/" in manifest.source.id:
-        lines += [f"base_model: {manifest.source.id}", "base_model_relation: quantized"]
+        relation = "quantized" if done == "quantized" else "finetune"  # the Hub's word for the rest
+        lines += [f"base_model: {manifest.source.id}", f"base_model_relation: {relation}"]
     return "\n".join([*lines, "---", ""])
 
 

@@ -6,19 +6,18 @@ is declined. Operations are counted products; divided by a measured rate they gi
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from unicomp.compress.layerwise import compared, moment_bytes
-from unicomp.compress.method import Need, QuantizeMethod
+from unicomp.compress.method import LayerMethod, Need
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.score import LONGEST
 from unicomp.evaluate.stream import LOGITS
 from unicomp.kernels.dense import DenseSource
-from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Model, context_length
 from unicomp.recipes.schema import Recipe
 
@@ -51,10 +50,10 @@ class Memory:
 
 def hidden_bytes(
     recipe: Recipe,
-    method: QuantizeMethod,
+    method: LayerMethod,
     dense: DenseSource,
     model: Model,
-    schemes: Mapping[str, Scheme],
+    targets: Collection[str],
     held: bool,
 ) -> int:
     """Return what states of all windows take on disk at once.
@@ -68,7 +67,7 @@ def hidden_bytes(
     width = hidden_size(dense.config)
     columns = 2 * width + (0 if held else kept_columns(model, width))
     if Need.CROSS in method.wants():
-        kept = max(sum(compared(layer, schemes).values()) for layer in model.layers)
+        kept = max(sum(compared(layer, targets).values()) for layer in model.layers)
         columns += 2 * width + kept
     return tokens * columns * 4
 
@@ -83,10 +82,10 @@ def hidden_size(config: Mapping[str, Any]) -> int:
 
 def memory(
     recipe: Recipe,
-    method: QuantizeMethod,
+    method: LayerMethod,
     dense: DenseSource,
     model: Model,
-    schemes: Mapping[str, Scheme],
+    targets: Collection[str],
     limit: int | None,
     reads: bool,
     half: bool,
@@ -103,13 +102,13 @@ def memory(
         logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
         scoring = {"imports": IMPORTS, "scored models": models, "logits": logits}
         _decline(sum(scoring.values()), limit, "a shorter list under `score`")
-        rest = memory(recipe, method, dense, model, schemes, limit, False, half)
+        rest = memory(recipe, method, dense, model, targets, limit, False, half)
         parts = max((scoring, rest.parts), key=lambda parts: sum(parts.values()))
         return replace(rest, parts=parts)
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
     if not method.wants() or recipe.calibration is None:
-        parts = {"imports": IMPORTS, "solver": _solver_bytes(method, model, schemes)}
+        parts = {"imports": IMPORTS, "solver": _solver_bytes(method, model, targets)}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
         return Memory(parts, 1, 0, False)
@@ -118,17 +117,22 @@ def memory(
     inputs = [
         shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
     ]
+
+    def gathered(columns: int, cross: bool) -> int:
+        second = Need.HESSIAN in method.wants()
+        return moment_bytes(columns, cross) if second else 8 * columns
+
     together = max(
-        sum(moment_bytes(s[0].shape[1], cross and s[0].expert is None) for s in step)
+        sum(gathered(s[0].shape[1], cross and s[0].expert is None) for s in step)
         for layer in model.layers
         for step in layer.steps
     )
-    least = moment_bytes(max(inputs), cross)
+    least = gathered(max(inputs), cross)
     widest = max(max(linear.shape) for linear in model.linears())
     fixed = {
         "imports": IMPORTS,
         "weights": largest,
-        "solver": _solver_bytes(method, model, schemes),
+        "solver": _solver_bytes(method, model, targets),
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
     }
 
@@ -172,10 +176,10 @@ def _layer_bytes(layer: Layer) -> int:
     return sum(4 * linear.shape[0] * linear.shape[1] for linear in layer.linears())
 
 
-def _solver_bytes(method: QuantizeMethod, model: Model, schemes: Mapping[str, Scheme]) -> int:
+def _solver_bytes(method: LayerMethod, model: Model, targets: Collection[str]) -> int:
     """Return the most bytes that solving one stack of linears takes, with the stack itself."""
     sizes = [
-        (sum(one.shape[0] for one in shared if one.module in schemes), shared[0].shape[1])
+        (sum(one.shape[0] for one in shared if one.module in targets), shared[0].shape[1])
         for layer in model.layers
         for step in layer.steps
         for shared in step
@@ -206,10 +210,10 @@ def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:
 
 def operations(
     recipe: Recipe,
-    method: QuantizeMethod,
+    method: LayerMethod,
     dense: DenseSource,
     model: Model,
-    schemes: Mapping[str, Scheme],
+    targets: Collection[str],
 ) -> float:
     """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
     tokens = 0
@@ -225,8 +229,8 @@ def operations(
             routed = tokens * share
             for shared in step:
                 columns = shared[0].shape[1]
-                rows = sum(one.shape[0] for one in shared if one.module in schemes)
-                if rows:
+                rows = sum(one.shape[0] for one in shared if one.module in targets)
+                if rows and Need.HESSIAN in method.wants():
                     total += 1.1 * routed * columns**2 + 6.0 * rows * columns**2 + columns**3
             total += before * tokens
             before += own

@@ -19,7 +19,8 @@ import torch
 
 from unicomp import machine
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.compress.method import QuantizeMethod
+from unicomp.compress.method import LayerMethod, PruneMethod, QuantizeMethod
+from unicomp.compress.sparsity import Sparsity, parse
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels import format as formats
@@ -41,8 +42,9 @@ class Fate:
 
     name       the module's name for a linear of a layer, else the tensor's, both in the output
     role       linear, embedding, head, norm, bias, router or other
-    scheme     how it is quantized, None where it stays as it is
-    why        why it stays, or is quantized otherwise than asked; None where as asked
+    scheme     how it is quantized, None where it is not
+    sparsity   its zeros, None where it is not pruned
+    why        why it stays as it is, or is stored otherwise than asked; None where as asked
     """
 
     name: str
@@ -52,6 +54,7 @@ class Fate:
     why: str | None
     bytes_in: int
     bytes_out: int
+    sparsity: Sparsity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,15 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
-    def method(self) -> QuantizeMethod:
+    def method(self) -> LayerMethod:
         """The options of the one stage."""
-        options = self.stage.options
-        if not isinstance(options, QuantizeMethod):
-            raise TypeError(f"{self.stage.verb} is no quantize stage")
-        return options
+        return _layer_method(self.stage)
+
+    @property
+    def targets(self) -> dict[str, Scheme | Sparsity]:
+        """Module -> how it is quantized or pruned."""
+        sparse = {name: f.sparsity for name, f in self.fates.items() if f.sparsity is not None}
+        return {**self.schemes, **sparse}
 
     @property
     def bytes_in(self) -> int:
@@ -222,6 +228,7 @@ class Plan:
                     "bits": fate.scheme.bits if fate.scheme else None,
                     "group_size": fate.scheme.group_size if fate.scheme else None,
                     "symmetric": fate.scheme.symmetric if fate.scheme else None,
+                    "sparsity": str(fate.sparsity) if fate.sparsity else None,
                     "why": fate.why,
                     "bytes_in": fate.bytes_in,
                     "bytes_out": fate.bytes_out,
@@ -253,9 +260,7 @@ def plan(
             "the recipe names no model", hint="add `model:`, or give MODEL on the command line"
         )
     stage = _one_stage(recipe)
-    method = stage.options
-    if not isinstance(method, QuantizeMethod):
-        raise UnsupportedError(f"`{stage.verb}` cannot be carried out", hint="use `quantize`")
+    method = _layer_method(stage)
     source = resolve(wanted)
     checkpoint = Checkpoint.open(source.folder)
     dense = open_dense(checkpoint)
@@ -266,18 +271,19 @@ def plan(
     modules = [linear.module for linear in description.linears()]
     _check_patterns(method, modules)
     loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}
-    settled = formats.find(recipe.format).settle(_wishes(description, method), loaders)
-    fates = {fate.name: fate for fate in _fates(dense, description, settled)}
+    if isinstance(method, QuantizeMethod):
+        settled = formats.find(recipe.format).settle(_wishes(description, method), loaders)
+    else:
+        settled = _as_it_is(recipe, description)
+    fates = {fate.name: fate for fate in _fates(dense, description, settled, method)}
     schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
-    if not schemes:
-        raise UnicompError(
-            "nothing would be quantized: every linear is ignored or cannot be stored",
-            hint="see `unicomp plan` for each module's reason",
-        )
+    targets = {name for name, fate in fates.items() if fate.scheme or fate.sparsity}
+    if not targets:
+        raise _nothing(method, fates)
     scored, held_out = _scored(recipe, source)
     half = _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
-    chosen = memory(recipe, method, dense, description, schemes, max_memory, bool(held_out), half)
-    products = operations(recipe, method, dense, description, schemes)
+    chosen = memory(recipe, method, dense, description, targets, max_memory, bool(held_out), half)
+    products = operations(recipe, method, dense, description, targets)
     rate = measured_rate()
     out = sum(fate.bytes_out for fate in fates.values())
     return Plan(
@@ -298,7 +304,7 @@ def plan(
         held=chosen.held,
         half=half,
         memory=chosen.parts,
-        disk_bytes=out + hidden_bytes(recipe, method, dense, description, schemes, chosen.held),
+        disk_bytes=out + hidden_bytes(recipe, method, dense, description, targets, chosen.held),
         operations=products,
         seconds=products / rate,
         basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
@@ -336,7 +342,42 @@ def _one_stage(recipe: Recipe) -> Stage:
     return recipe.stages[0]
 
 
-def _check_patterns(method: QuantizeMethod, modules: list[str]) -> None:
+def _layer_method(stage: Stage) -> LayerMethod:
+    if not isinstance(stage.options, LayerMethod):
+        raise UnsupportedError(
+            f"`{stage.verb}` is no stage of a recipe that runs yet",
+            hint="use `quantize` or `prune`",
+        )
+    return stage.options
+
+
+def _as_it_is(recipe: Recipe, model: Model) -> Settled:
+    """Return how a checkpoint without quantized weights is stored: as transformers holds it."""
+    experts = model.architecture.experts
+    stacked = tuple(
+        f"{model.architecture.layers}.{layer.index}.{experts.path}"
+        for layer in model.layers
+        if experts is not None and any(one.expert is not None for one in layer.linears())
+    )
+    schemes: dict[str, Scheme | None] = {linear.module: None for linear in model.linears()}
+    return Settled(
+        format=formats.find(recipe.format),
+        schemes=schemes,
+        stacked=stacked,
+        loaders={"transformers": None, "vllm": None},
+    )
+
+
+def _nothing(method: LayerMethod, fates: Mapping[str, Fate]) -> UnicompError:
+    done = "pruned" if isinstance(method, PruneMethod) else "quantized"
+    whys = sorted({fate.why for fate in fates.values() if fate.role == "linear" and fate.why})
+    return UnicompError(
+        f"nothing would be {done}: {'; '.join(whys)}",
+        hint="see `unicomp plan` for each module's reason",
+    )
+
+
+def _check_patterns(method: LayerMethod, modules: list[str]) -> None:
     unmatched = method.unmatched(modules)
     if unmatched:
         listed = ", ".join(f"`{pattern}` under `{key}`" for key, pattern in unmatched)
@@ -356,7 +397,9 @@ def _dtype(dense: DenseSource, model: Model) -> str:
     return dense.tensors[next(model.linears()).part.tensor].dtype
 
 
-def _fates(dense: DenseSource, model: Model, settled: Settled) -> Iterator[Fate]:
+def _fates(
+    dense: DenseSource, model: Model, settled: Settled, method: LayerMethod
+) -> Iterator[Fate]:
     """Yield every tensor's fate: embeddings first, then layer by layer, then the rest."""
     prefix = model.architecture.layers + "."
     outside = [name for name in model.names if not model.names[name].startswith(prefix)]
@@ -368,12 +411,20 @@ def _fates(dense: DenseSource, model: Model, settled: Settled) -> Iterator[Fate]
         for part in layer.others.values():
             yield _kept(dense, model, part.tensor)
         for linear in layer.linears():
-            yield _linear(dense, model, linear, settled)
+            yield _linear(dense, model, linear, settled, method)
     for name in outside:
         if name not in early:
             yield _kept(dense, model, name)
 
 
+UNSTRUCTURED = (
+    "zeros take as many bytes as other weights, and no runtime named here skips single ones: "
+    "neither the file nor the model gets smaller or faster by them"
+)
+PATTERNED = (
+    "zeros take as many bytes as other weights; n:m patterns are faster only on GPUs with sparse "
+    "tensor cores and a runtime that uses them, such as 2:4 in vLLM"
+)
 IGNORED = "ignored by the recipe"
 _WHY = {
     "embedding": "an embedding is a table: no product reads it whole",
@@ -405,7 +456,9 @@ def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
     ]
 
 
-def _linear(dense: DenseSource, model: Model, linear: Linear, settled: Settled) -> Fate:
+def _linear(
+    dense: DenseSource, model: Model, linear: Linear, settled: Settled, method: LayerMethod
+) -> Fate:
     stored = dense.tensors[linear.part.tensor]
     if not DTYPES[stored.dtype].is_floating_point:
         raise CheckpointError(
@@ -414,6 +467,15 @@ def _linear(dense: DenseSource, model: Model, linear: Linear, settled: Settled) 
             "use the original checkpoint",
         )
     size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
+    if isinstance(method, PruneMethod):
+        sparsity = method.target(linear.module, linear.shape[1])
+        why = None
+        if sparsity is None:
+            wanted = parse(method.sparsity)
+            why = IGNORED
+            if not wanted.fits(linear.shape[1]):
+                why = f"in_features {linear.shape[1]} is not a multiple of {wanted.m}: kept dense"
+        return Fate(linear.module, "linear", linear.shape, None, why, size, size, sparsity)
     scheme = settled.schemes[linear.module]
     why = settled.why.get(linear.module)
     if scheme is None:
@@ -438,7 +500,7 @@ def _stacked(model: Model, settled: Settled) -> frozenset[int]:
 
 def _notes(
     model: Model,
-    method: QuantizeMethod,
+    method: LayerMethod,
     recipe: Recipe,
     fates: Mapping[str, Fate],
     source: Source,
@@ -446,6 +508,8 @@ def _notes(
     warning = getattr(method, "warning", None)
     if warning:
         yield str(warning)
+    if isinstance(method, PruneMethod):
+        yield UNSTRUCTURED if parse(method.sparsity).m is None else PATTERNED
     changed: dict[str, int] = {}
     linears = [fate for fate in fates.values() if fate.role == "linear"]
     for fate in linears:

@@ -7,19 +7,16 @@ from torch import Tensor
 
 from unicomp import machine, manifest
 from unicomp.compress.layerwise import Solved
+from unicomp.compress.method import Pruned, Solution
 from unicomp.recipes.plan import Fate, Plan
 
 
-def quantized(plan: Plan, solved: Solved) -> manifest.Module:
+def quantized(plan: Plan, solved: Solved, solution: Solution) -> manifest.Module:
     """Return the report of a quantized linear; errors relative to the layer's output."""
-    solution = solved.solution
     scheme = solution.packed.scheme
-    reference = float(solution.reference.double().sum())
 
     def relative(squared: Tensor | None) -> float | None:
-        if squared is None or reference <= 0:
-            return None
-        return float((squared.double().sum().clamp_min(0) / reference).sqrt())
+        return _relative(squared, solution.reference)
 
     fate = plan.fates[solved.linear.module]
     return manifest.Module(
@@ -35,6 +32,31 @@ def quantized(plan: Plan, solved: Solved) -> manifest.Module:
         tokens=solved.tokens,
         fallback=solved.fallback or fate.why,
     )
+
+
+def pruned(plan: Plan, solved: Solved, solution: Pruned) -> manifest.Module:
+    """Return the report of a pruned linear; errors as far as the method knows them."""
+    fate = plan.fates[solved.linear.module]
+    return manifest.Module(
+        bits=None,
+        group_size=None,
+        sparsity=1 - float(solution.weight.count_nonzero()) / solution.weight.numel(),
+        bytes=fate.bytes_out,
+        error_before=_relative(solution.magnitude, solution.reference),
+        error_after=_relative(solution.error, solution.reference),
+        damp=solution.damp,
+        clip_fraction=None,
+        tokens=solved.tokens,
+        fallback=solved.fallback or fate.why,
+    )
+
+
+def _relative(squared: Tensor | None, reference: Tensor | None) -> float | None:
+    """Return the root of a sum of squared errors, as a share of the output's."""
+    if squared is None or reference is None:
+        return None
+    whole = float(reference.double().sum())
+    return float((squared.double().sum().clamp_min(0) / whole).sqrt()) if whole > 0 else None
 
 
 def dense(*fates: Fate) -> manifest.Module:

@@ -10,7 +10,7 @@ back from the file that the interrupted process wrote, never computed again.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from unicomp import __version__, machine, manifest, text
-from unicomp.compress.calibrate import Decoder, read_part
-from unicomp.compress.layerwise import Solved, compared, quantize_layer, round_layer
-from unicomp.compress.method import Need
+from unicomp.compress.calibrate import Decoder, read_part, read_weight
+from unicomp.compress.layerwise import Solved, compared, compress_layer, solve_alone
+from unicomp.compress.method import Need, Pruned, PruneMethod
+from unicomp.compress.sparsity import Budget, Target, parse
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.evaluate import scores
 from unicomp.evaluate.score import score
 from unicomp.evaluate.scores import Subject
+from unicomp.kernels.packed import Scheme
 from unicomp.manifest import Manifest
-from unicomp.models import Layer
+from unicomp.models import Layer, Linear
 from unicomp.recipes import card, record
 from unicomp.recipes.forecast import hidden_size
 from unicomp.recipes.journal import FOLDER as JOURNAL
@@ -82,6 +84,7 @@ class _Work:
     writer: Writer
     show: Show
     calibration: _Calibration | None
+    targets: Mapping[str, Scheme | Target]
     modules: dict[str, manifest.Module] = field(default_factory=dict)
     seconds: float = 0.0
     peak: int = 0
@@ -128,7 +131,9 @@ def run(
                 progress(Progress("prepare", 0, 0, "checking the source's values"))
                 _check_values(plan)
             writer = Writer(folder, plan.layout())
-            work = _Work(plan, folder, journal, writer, progress, calibration)
+            work = _Work(
+                plan, folder, journal, writer, progress, calibration, _targets(plan, progress)
+            )
             made = False
             _copy_dense(work)
             _layers(work)
@@ -140,6 +145,23 @@ def run(
     publish(folder, out, overwrite=overwrite)
     shutil.rmtree(out / JOURNAL)
     return made_by
+
+
+def _targets(plan: Plan, progress: Show) -> dict[str, Scheme | Target]:
+    """Return module -> how it is quantized or pruned; zeros of the whole model are shared out."""
+    found: dict[str, Scheme | Target] = {**plan.targets}
+    if not (isinstance(plan.method, PruneMethod) and plan.method.spread()):
+        return found
+    budget = Budget(parse(plan.method.sparsity).share)
+    linears = [linear for linear in plan.model.linears() if linear.module in found]
+    for number in range(Budget.PASSES):
+        progress(Progress("prepare", 0, 0, f"sharing out zeros, pass {number + 1}"))
+        for linear in linears:
+            zeros = budget.add(read_weight(plan.dense, linear))
+            if zeros is not None:
+                found[linear.module] = zeros
+        budget.turn()
+    return found
 
 
 def _calibration(plan: Plan) -> _Calibration | None:
@@ -336,10 +358,11 @@ def _one_layer(
     skipped: int,
     total: int,
 ) -> tuple[dict[str, manifest.Module], dict[str, int]]:
-    """Quantize one layer, write it, and leave the next layer's inputs in their files."""
+    """Compress one layer, write it, and leave the next layer's inputs in their files."""
     plan = work.plan
     modules: dict[str, manifest.Module] = {}
     crcs: dict[str, int] = {}
+    sparse: dict[str, Tensor] = {}
     tokens = 0 if work.calibration is None else work.calibration.ids.numel()
 
     def left() -> float | None:
@@ -349,9 +372,13 @@ def _one_layer(
 
     def report(solved: Solved) -> None:
         name = solved.linear.module
-        for key, value in plan.format.pack(name, solved.solution.packed).items():
-            work.writer.write(key, value)
-        made = record.quantized(plan, solved)
+        if isinstance(solved.solution, Pruned):
+            sparse[name] = solved.solution.weight
+            made = record.pruned(plan, solved, solved.solution)
+        else:
+            for key, value in plan.format.pack(name, solved.solution.packed).items():
+                work.writer.write(key, value)
+            made = record.quantized(plan, solved, solved.solution)
         modules[name] = made
         spent = max(time.monotonic() - began, 1e-9)
         work.show(
@@ -368,30 +395,41 @@ def _one_layer(
         )
 
     if decoder is None:
-        for solved in round_layer(plan.dense, layer, plan.method, plan.schemes, plan.scale_dtype):
+        for solved in solve_alone(plan.dense, layer, plan.method, work.targets, plan.scale_dtype):
             report(solved)
     else:
         _statistics_layer(work, decoder, layer, streams, report, crcs)
+
+    def stored(linear: Linear) -> Tensor:
+        """Return the weight as the source has it, with the zeros it got."""
+        found = read_part(plan.dense, linear.part)
+        if linear.module in sparse:
+            weight = sparse.pop(linear.module)
+            found = (weight.T if linear.transposed else weight).to(found.dtype)
+        return found
+
     for linear in layer.linears():
         stacked = linear.expert is not None and layer.index in plan.stacked
         if linear.module not in plan.schemes and not stacked:
-            work.writer.write(f"{linear.module}.weight", read_part(plan.dense, linear.part))
-            modules[linear.module] = record.dense(plan.fates[linear.module])
+            work.writer.write(f"{linear.module}.weight", stored(linear))
+            if linear.module not in modules:
+                modules[linear.module] = record.dense(plan.fates[linear.module])
     if layer.index in plan.stacked:
-        _stack_experts(work, layer)
+        _stack_experts(work, layer, stored)
         experts = [plan.fates[one.module] for one in layer.linears() if one.expert is not None]
-        modules[plan.stack_path(layer.index)] = record.dense(*experts)
+        if not any(fate.name in modules for fate in experts):
+            modules[plan.stack_path(layer.index)] = record.dense(*experts)
     return modules, crcs
 
 
-def _stack_experts(work: _Work, layer: Layer) -> None:
+def _stack_experts(work: _Work, layer: Layer, stored: Callable[[Linear], Tensor]) -> None:
     """Write a layer's dense experts as the two 3-D tensors that transformers holds."""
-    path, source = work.plan.stack_path(layer.index), work.plan.dense
+    path = work.plan.stack_path(layer.index)
     for index, ((gate, up), (down,)) in enumerate(zip(*layer.steps[-2:], strict=True)):
         row = slice(index, index + 1)
-        both = torch.cat([read_part(source, gate.part), read_part(source, up.part)])
+        both = torch.cat([stored(gate), stored(up)])
         work.writer.write(f"{path}.gate_up_proj", both[None], row)
-        work.writer.write(f"{path}.down_proj", read_part(source, down.part)[None], row)
+        work.writer.write(f"{path}.down_proj", stored(down)[None], row)
 
 
 def _statistics_layer(
@@ -411,24 +449,24 @@ def _statistics_layer(
         windows, seq_len, _ = streams["original"].shape
         original = {
             inner: HiddenStates(work.journal.folder / f"{inner}.bin", (windows, seq_len, columns))
-            for inner, columns in compared(layer, plan.schemes).items()
+            for inner, columns in compared(layer, work.targets).items()
         }
         crcs["original"] = decoder.record(
             layer, module, streams["original"], after["original"], original
         )
-    for solved in quantize_layer(
+    for solved in compress_layer(
         decoder,
         layer,
         module,
         streams["states"],
         original,
         plan.method,
-        plan.schemes,
+        work.targets,
         plan.scale_dtype,
         plan.moment_bytes,
     ):
         report(solved)
-    following = {} if last else compared(plan.model.layers[layer.index + 1], plan.schemes)
+    following = {} if last else compared(plan.model.layers[layer.index + 1], work.targets)
     for inner, kept in original.items():
         if inner not in following:
             kept.path.unlink()
@@ -489,11 +527,12 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
         if fate.role == "linear" and fate.name not in plan.schemes
     ]
     dense += ["lm_head"]
-    quantization = plan.format.config(plan.schemes, dense)
-    config = dict(plan.dense.config) | {"quantization_config": quantization}
+    config = dict(plan.dense.config)
+    if plan.schemes:
+        config["quantization_config"] = plan.format.config(plan.schemes, dense)
+        for name, content in plan.format.extra_files(config["quantization_config"]).items():
+            write_file(folder / name, content.encode())
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    for name, content in plan.format.extra_files(quantization).items():
-        write_file(folder / name, content.encode())
     write_file(folder / "recipe.yaml", plan.text.encode())
     calibration = None if work.calibration is None else work.calibration.record
     made = record.manifest_of(

@@ -68,8 +68,10 @@ class Module(_Part):
 
     bits, group_size  as stored; both None where the weight was kept dense
     symmetric         no zero point; None where dense
+    sparsity          share of weights that are zero; None where none were made so
     bytes             of the stored tensors of its weight
-    error_before      relative output error of round-to-nearest with the same bits and groups
+    error_before      relative output error of round-to-nearest with the same bits and groups, or
+                      of pruning by magnitude with the same pattern
     error_after       relative output error of what is stored
     error_predicted   what the pivots let expect of `error_after`, before any rounding
     damp              fraction of the Hessian's mean diagonal that was added
@@ -81,6 +83,7 @@ class Module(_Part):
     bits: Annotated[int, Field(ge=1, le=8)] | None
     group_size: int | None
     symmetric: bool | None = None
+    sparsity: float | None = None
     bytes: Count
     error_before: float | None
     error_after: float | None

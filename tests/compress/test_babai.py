@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unicomp.compress import grid
-from unicomp.compress.babai import Choice, Rounding, nearest_plane, ordered, restored
+from unicomp.compress.babai import OneByOne, Rounding, nearest_plane, ordered, restored
 from unicomp.compress.linalg import Factor, Order, factorise
 from unicomp.kernels.packed import Scheme
 
@@ -180,7 +180,7 @@ def test_another_choice_joins_the_same_walk() -> None:
     factor = factorise(torch.from_numpy(hessian), order="none", damp=DAMP)
     dropped = {0, 1, 2}
 
-    class Mask(Choice):
+    class Mask(OneByOne):
         def pick(self, step: int, target: Tensor, column: Tensor) -> None:
             if step not in dropped:
                 column.sub_(target)  # the target itself is taken

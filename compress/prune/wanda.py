@@ -1,0 +1,34 @@
+"""Wanda: drop the weights whose magnitude times input norm is least, row by row.
+
+Paper: arXiv:2306.11695, equation 1.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
+from unicomp.compress.sparsity import Target, keep
+from unicomp.errors import CheckpointError
+
+
+class Wanda(PruneMethod):
+    """Options of Wanda."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.NORM})
+
+    exclude_sink: bool = Field(
+        False, description="leave each window's first token, where activations are massive, out"
+    )
+
+    def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
+        """Make the least products of magnitude and input norm zero; float [out, in]."""
+        if stats.norm is None:
+            raise CheckpointError(
+                "there is no statistic of this layer's input", hint="give calibration text"
+            )
+        weight = weight.float()
+        kept = keep(weight.abs() * stats.norm, target)
+        return Pruned(torch.where(kept, weight, 0.0))
