@@ -281,7 +281,9 @@ def plan(
     if not targets:
         raise _nothing(method, fates)
     scored, held_out = _scored(recipe, source)
-    half = _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
+    # GPT-2's Conv1D has no product in bfloat16 of its own here.
+    plain = not any(linear.transposed for linear in description.linears())
+    half = plain and _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
     chosen = memory(recipe, method, dense, description, targets, max_memory, bool(held_out), half)
     products = operations(recipe, method, dense, description, targets)
     rate = measured_rate()

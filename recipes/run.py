@@ -375,6 +375,8 @@ def _one_layer(
         if isinstance(solved.solution, Pruned):
             sparse[name] = solved.solution.weight
             made = record.pruned(plan, solved, solved.solution)
+            if solved.linear.expert is not None and layer.index in plan.stacked:
+                name = _in_stack(plan, layer, solved.linear)
         else:
             for key, value in plan.format.pack(name, solved.solution.packed).items():
                 work.writer.write(key, value)
@@ -416,10 +418,19 @@ def _one_layer(
                 modules[linear.module] = record.dense(plan.fates[linear.module])
     if layer.index in plan.stacked:
         _stack_experts(work, layer, stored)
-        experts = [plan.fates[one.module] for one in layer.linears() if one.expert is not None]
-        if not any(fate.name in modules for fate in experts):
-            modules[plan.stack_path(layer.index)] = record.dense(*experts)
+        experts = [one for one in layer.linears() if one.expert is not None]
+        fates = {_in_stack(plan, layer, one): plan.fates[one.module] for one in experts}
+        if modules.keys() & fates.keys():
+            rest = {name: record.dense(fate) for name, fate in fates.items()}
+            modules |= {name: made for name, made in rest.items() if name not in modules}
+        else:
+            modules[plan.stack_path(layer.index)] = record.dense(*fates.values())
     return modules, crcs
+
+
+def _in_stack(plan: Plan, layer: Layer, linear: Linear) -> str:
+    """Return what an expert's linear is called where one tensor holds those of all."""
+    return f"{plan.stack_path(layer.index)}.{linear.expert}.{linear.module.rpartition('.')[2]}"
 
 
 def _stack_experts(work: _Work, layer: Layer, stored: Callable[[Linear], Tensor]) -> None:

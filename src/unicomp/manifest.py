@@ -11,6 +11,7 @@ unicomp may have added to schema `unicomp.manifest/1` are read over.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ UNHASHED = ("report.json", "README.md")
 # A manifest of a large mixture of experts is the longest: 100,000 modules of some 400 bytes.
 LIMIT = 100 * CONFIG_LIMIT
 
+EXPERT = re.compile(r"(?<=\.experts)\.\d+\.\w+$")  # one of those stored in one tensor
 PIECE = 1 << 26  # bytes of a tensor in memory at once when values are checked
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -260,15 +262,20 @@ def _wrong_modules(checkpoint: Checkpoint, manifest: Manifest) -> Iterator[str]:
         module, _, kind = name.rpartition(".")
         if kind != "bias":
             stored[module] = stored.get(module, 0) + info.nbytes
+    promised: dict[str, int] = {}
     for stage in manifest.stages[-1:]:
         for module, expected in stage.modules.items():
-            if module not in stored:
-                yield f"`{quote(module)}` is in the manifest, but no tensor is stored for it"
-            elif stored[module] != expected.bytes:
-                yield (
-                    f"`{quote(module)}` takes {stored[module]} bytes, "
-                    f"but the manifest says {expected.bytes}"
-                )
+            stack = EXPERT.sub("", module)
+            name = module if module in stored else stack
+            promised[name] = promised.get(name, 0) + expected.bytes
+    for name, expected_bytes in promised.items():
+        if name not in stored:
+            yield f"`{quote(name)}` is in the manifest, but no tensor is stored for it"
+        elif stored[name] != expected_bytes:
+            yield (
+                f"`{quote(name)}` takes {stored[name]} bytes, "
+                f"but the manifest says {expected_bytes}"
+            )
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     if total != manifest.totals.bytes_out:
         yield f"all tensors take {total} bytes, but the manifest says {manifest.totals.bytes_out}"

@@ -18,10 +18,10 @@ from unicomp.cli import bench, main, recipes, show
 from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
 
-COMMANDS = "run quantize plan inspect verify score generate env".split()
+COMMANDS = "run quantize prune plan inspect verify score generate env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
 BENCH = ["bench model", "bench kernels"]
-SLOW = {"run", "quantize", "score", *BENCH}
+SLOW = {"run", "quantize", "prune", "score", *BENCH}
 
 Capture = pytest.CaptureFixture[str]
 

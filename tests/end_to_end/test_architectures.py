@@ -90,6 +90,17 @@ def test_whole_in_stock_transformers_and_gptq_beats_rounding(
     assert 0 < found["gptq"] < found["rtn"]
 
 
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_bfloat16_checkpoints_run_through_in_their_own_dtype(
+    arch: str, tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    """Where the processor multiplies bfloat16 the linears do, GPT-2's transposed ones apart."""
+    found = planned(tiny_model(arch, dtype=torch.bfloat16), tiny_text, "gptq", [], group_size=-1)
+    made = run(found, tmp_path / "out")
+    errors = [module.error_after for module in made.stages[0].modules.values() if module.bits]
+    assert all(error is not None and error < 0.6 for error in errors), errors
+
+
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral"])
 def test_other_widths_load_whole(

@@ -6,15 +6,6 @@ from pathlib import Path
 
 import pytest
 
-WANDA = """
-from unicomp.compress.method import Method
-
-
-class Wanda(Method):
-    sparsity: float | str = 0.5
-    ignore: tuple[str, ...] = ("lm_head",)
-"""
-
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
@@ -33,10 +24,3 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
         return folder
 
     return put
-
-
-@pytest.fixture
-def wanda(install: Callable[..., Path]) -> None:
-    """Make `prune: wanda` and `prune: magnitude` known."""
-    entries = {"prune.wanda": "pruners:Wanda", "prune.magnitude": "pruners:Wanda"}
-    install("pruners", WANDA, entries)
