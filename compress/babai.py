@@ -200,6 +200,25 @@ class Rounding(OneByOne):
             torch.clamp(raw, self._low, self._high, out=kept)
             column.addcmul_(kept - zero, scale, value=-1)
 
+    def nearest(self, step: int, updated: Tensor) -> Tensor:
+        """Return the points of the grid nearest to some columns [steps, rows]."""
+        group = self._groups[step : step + len(updated)].long()
+        scale = self._scale[group]
+        if self._zero is None:
+            return (updated / scale).round_().clamp_(self._low, self._high) * scale
+        zero = self._zero[group]
+        return ((updated / scale + zero).round_().clamp_(self._low, self._high) - zero) * scale
+
+    def place(self, step: int, target: Tensor, column: Tensor, kept: Tensor) -> None:
+        """Round the target of one column where it is kept; the rest becomes zero."""
+        scale = self._scale[self._group[step]]
+        zero = torch.zeros_like(scale) if self._zero is None else self._zero[self._group[step]]
+        raw = (target / scale + zero).round_()
+        code = torch.where(kept, raw.clamp(self._low, self._high), zero)
+        self.clipped += (raw != code) & kept
+        self._codes[step] = code.to(torch.int8)
+        column -= (code - zero) * scale
+
     def codes(self) -> Codes:
         """Return what was chosen."""
         found = self._found

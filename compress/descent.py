@@ -23,13 +23,20 @@ HALF = 0.5 + 1e-4  # a code, and room for float32
 
 
 def descend(
-    errors: Tensor, state: Codes, hessian: Tensor, added: Tensor, *, dtype: torch.dtype
+    errors: Tensor,
+    state: Codes,
+    hessian: Tensor,
+    added: Tensor,
+    *,
+    dtype: torch.dtype,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sweep once over all groups, changing codes, scales and errors in place.
 
     errors   [in, rows], target minus dequantized
     added    [in], the damping of each column
     dtype    what scales are stored in
+    kept     bool [in, rows], which codes may change; the others are zeros; None: all may
     returns  what the squared error under the damped Hessian fell by, float [rows], and how many
              codes were held at the end of the range, int64 [rows]
     """
@@ -50,13 +57,13 @@ def descend(
         slope /= scale
         slope /= cost[:, None]
         step = torch.empty_like(block)
-        choice = _Nearest(codes, zero, state.low, state.high)
+        may = None if kept is None else kept[columns]
+        choice = _Nearest(codes, zero, state.low, state.high, may)
         walk(slope, step, own / cost[:, None], choice, 0)
         block.addcmul_(step, scale)
-        short = (
-            slope + step
-        )  # of the best value, in codes: more than a half only at the range's end
-        clipped += (short.abs() > HALF).sum(0)
+        short = slope + step  # of the best value, in codes: more than a half at the range's end
+        beyond = short.abs() > HALF
+        clipped += (beyond if may is None else beyond & may).sum(0)
         gain -= short.add_(slope).mul_(step).mul_(cost[:, None]).sum(0) * scale.square()
         codes -= step
         if zero is not None:
@@ -70,11 +77,15 @@ class _Nearest(OneByOne):
 
     codes  [in, rows], without their zero points
     zero   [rows], or None
+    kept   bool [in, rows], which may change; None: all
     """
 
-    def __init__(self, codes: Tensor, zero: Tensor | None, low: int, high: int) -> None:
+    def __init__(
+        self, codes: Tensor, zero: Tensor | None, low: int, high: int, kept: Tensor | None = None
+    ) -> None:
         self._codes, self._zero, self._low, self._high = codes, zero, low, high
-        self._kernel = nearest.usable(codes)
+        self._kept = kept
+        self._kernel = nearest.usable(codes) and kept is None
         if self._kernel:
             self.leaf = nearest.STEPS
 
@@ -107,6 +118,8 @@ class _Nearest(OneByOne):
         torch.add(old, target, out=column).add_(zero).round_()
         column.clamp_(self._low, self._high)
         torch.sub(old + zero, column, out=column)
+        if self._kept is not None:
+            column *= self._kept[step]
 
 
 def _refit(

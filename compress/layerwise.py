@@ -10,7 +10,7 @@ its second moments would be those of a handful of tokens, and compensating for t
 others.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from unicomp.compress.method import (
     LayerMethod,
     Pruned,
     PruneMethod,
+    Pruning,
     QuantizeMethod,
     Solution,
     Stats,
@@ -34,6 +35,8 @@ from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear
 
 FEWEST_TOKENS = 128
+
+Pruner = Callable[[Linear], Pruning | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def compress_layer(
     targets: Mapping[str, Scheme | Target],
     scale_dtype: torch.dtype,
     moments: int,
+    pruning: Pruner | None = None,
 ) -> Iterator[Solved]:
     """Compress a loaded layer in place, yielding each linear as it is done.
 
@@ -69,6 +73,7 @@ def compress_layer(
               where the method asks for CROSS (`compared`)
     targets   full module name -> how it is quantized or pruned; other linears stay as they are
     moments   most bytes that the statistics of one pass may take; experts go in several passes
+    pruning   what says of a linear that is quantized what becomes zero in the same walk
     """
     for step in layer.steps:
         wanted = [shared for shared in step if any(one.module in targets for one in shared)]
@@ -79,7 +84,7 @@ def compress_layer(
                 layer, module, some, states, other, needs=method.wants(), skip=skip
             )
             for shared, stats in zip(some, gathered, strict=True):
-                for solved in _solve(module, shared, stats, method, targets, scale_dtype):
+                for solved in _solve(module, shared, stats, method, targets, scale_dtype, pruning):
                     decoder.replace(module, solved.linear, solved.solution.weight)
                     yield solved
 
@@ -138,6 +143,7 @@ def _solve(
     method: LayerMethod,
     targets: Mapping[str, Scheme | Target],
     scale_dtype: torch.dtype,
+    pruning: Pruner | None,
 ) -> Iterator[Solved]:
     fallback = None
     if linears[0].expert is not None and stats.tokens < FEWEST_TOKENS:
@@ -148,13 +154,15 @@ def _solve(
     for linear in linears:
         if linear.module in targets:
             # A share of zeros is one of each linear, not of what happens to read the same input.
-            key = linear.module if isinstance(method, PruneMethod) else targets[linear.module]
+            alone = pruning is not None or isinstance(method, PruneMethod)
+            key = linear.module if alone else targets[linear.module]
             alike.setdefault(key, []).append(linear)
     for members in alike.values():
         target = targets[members[0].module]
         stacked = torch.cat([_weight(module, linear) for linear in members])
         try:
-            solution = _solution(method, stacked, stats, target, scale_dtype)
+            zeros = None if pruning is None else pruning(members[0])
+            solution = _solution(method, stacked, stats, target, scale_dtype, zeros)
         except CheckpointError as error:
             names = ", ".join(f"`{linear.module}`" for linear in members)
             raise CheckpointError(f"{names}: {error.message}", hint=error.hint) from error
@@ -171,11 +179,13 @@ def _solution(
     stats: Stats,
     target: Scheme | Target,
     scale_dtype: torch.dtype,
+    zeros: Pruning | None = None,
 ) -> Solution | Pruned:
     if isinstance(method, QuantizeMethod) and isinstance(target, Scheme):
-        return method.solve(weight, stats, target, scale_dtype=scale_dtype)
-    if isinstance(method, PruneMethod) and not isinstance(target, Scheme):
-        return method.solve(weight, stats, target)
+        return method.solve(weight, stats, target, scale_dtype=scale_dtype, pruning=zeros)
+    pruner = method if zeros is None else zeros.method
+    if isinstance(pruner, PruneMethod) and not isinstance(target, Scheme):
+        return pruner.solve(weight, stats, target)
     raise TypeError(f"{type(method).__name__} cannot solve for {target}")
 
 

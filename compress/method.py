@@ -22,6 +22,8 @@ from pydantic import (
 )
 from torch import Tensor
 
+from unicomp.compress.linalg import Factor
+from unicomp.compress.masked import Mask
 from unicomp.compress.patterns import Pattern, matches
 from unicomp.compress.sparsity import Sparsity, Target, parse
 from unicomp.kernels.packed import PackedTensor, Scheme
@@ -83,6 +85,18 @@ class Solution:
     def weight(self) -> Tensor:
         """What the layer computes with from here on, float32 [out, in]."""
         return self.packed.dequantize()
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What a quantizer is asked to make zero on its way.
+
+    method  says which weights, by its `mask`
+    target  how many
+    """
+
+    method: "PruneMethod"
+    target: Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +266,15 @@ class QuantizeMethod(LayerMethod):
         return [("modules", pattern) for pattern in self.modules] + super()._patterns()
 
     def solve(
-        self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
+        self,
+        weight: Tensor,
+        stats: Stats,
+        scheme: Scheme,
+        *,
+        scale_dtype: object,
+        pruning: Pruning | None = None,
     ) -> Solution:
-        """Quantize one weight; see the method's file."""
+        """Quantize one weight, and with `pruning` make some of it zero; see the method's file."""
         raise NotImplementedError
 
 
@@ -273,6 +293,10 @@ class PruneMethod(LayerMethod):
     def spread(self) -> bool:
         """Tell whether the share of zeros is one of the whole model, and not of each row."""
         return False
+
+    def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
+        """Return which weights stay, for a method that quantizes the rest in the same walk."""
+        raise NotImplementedError
 
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make weights zero; see the method's file."""

@@ -36,7 +36,7 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
 
     report  `report.json` as plain values, where the model was scored
     """
-    stage = manifest.stages[0]
+    stage = manifest.stages[-1]
     totals = manifest.totals
     kept = [module for module in stage.modules.values() if module.bits is None]
     fallbacks: dict[str, int] = {}
@@ -46,7 +46,8 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
     sparse = [module for module in stage.modules.values() if module.sparsity is not None]
     lines = [
         _front(manifest),
-        f"# {manifest.source.id.split('/')[-1]}, {stage.verb}d with {stage.method}",
+        f"# {manifest.source.id.split('/')[-1]}, "
+        + ", ".join(f"{one.verb}d with {one.method}" for one in manifest.stages),
         "",
         f"Made by unicomp {manifest.versions['unicomp']} from `{manifest.source.id}`"
         + (f" at `{manifest.source.revision}`." if manifest.source.revision else "."),
@@ -57,9 +58,10 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         f"| bits per weight | {8 * totals.bytes_in / totals.params:.2f} "
         f"| {totals.bits_per_weight:.2f} |",
         "",
-        f"{len(sparse) or len(stage.modules) - len(kept)} of {len(stage.modules)} linears are "
-        f"{'pruned' if sparse else 'quantized'}. Options: "
-        f"`{json.dumps(stage.options)}`.",
+        f"Of {len(stage.modules)} linears {len(stage.modules) - len(kept)} are quantized, "
+        f"{len(sparse)} pruned. Options: "
+        + ", ".join(f"{one.verb}: `{json.dumps(one.options)}`" for one in manifest.stages)
+        + ".",
     ]
     if manifest.calibration is not None:
         text = manifest.calibration
@@ -93,7 +95,7 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
 
 
 def _front(manifest: Manifest) -> str:
-    done = f"{manifest.stages[0].verb}d"
+    done = f"{manifest.stages[-1].verb}d"
     lines = ["---", "library_name: transformers", f"tags: [unicomp, {done}]"]
     if "/" in manifest.source.id:
         relation = "quantized" if done == "quantized" else "finetune"  # the Hub's word for the rest

@@ -19,7 +19,7 @@ import torch
 
 from unicomp import machine
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.compress.method import LayerMethod, PruneMethod, QuantizeMethod
+from unicomp.compress.method import LayerMethod, Need, PruneMethod, QuantizeMethod
 from unicomp.compress.sparsity import Sparsity, parse
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
@@ -62,6 +62,8 @@ class Plan:
     """What a run will do; `to_json` is what the user sees of it.
 
     text            recipe text as written, or as its defaults and overrides make it
+    stage           what is carried out
+    pruning         a stage that is carried out in the same pass, before it
     fates           name -> what becomes of it, for every tensor, in the order of the output
     schemes         module -> scheme, for every linear that is quantized
     stacked         layers whose dense experts are written as two 3-D tensors
@@ -79,6 +81,7 @@ class Plan:
     recipe: Recipe
     text: str
     stage: Stage
+    pruning: Stage | None
     source: Source
     dense: DenseSource
     checkpoint: Checkpoint
@@ -107,10 +110,21 @@ class Plan:
         return _layer_method(self.stage)
 
     @property
+    def stages(self) -> list[Stage]:
+        """What is carried out, in order."""
+        return [self.stage] if self.pruning is None else [self.pruning, self.stage]
+
+    @property
+    def pruner(self) -> PruneMethod | None:
+        """The options of the stage that is carried out in the same pass."""
+        options = None if self.pruning is None else self.pruning.options
+        return options if isinstance(options, PruneMethod) else None
+
+    @property
     def targets(self) -> dict[str, Scheme | Sparsity]:
         """Module -> how it is quantized or pruned."""
         sparse = {name: f.sparsity for name, f in self.fates.items() if f.sparsity is not None}
-        return {**self.schemes, **sparse}
+        return {**sparse, **self.schemes}
 
     @property
     def bytes_in(self) -> int:
@@ -205,7 +219,7 @@ class Plan:
             "schema": "unicomp.plan/1",
             "source": {"id": self.source.id, "revision": self.source.revision},
             "architecture": self.model.type,
-            "stages": [{"verb": self.stage.verb, "method": self.stage.method}],
+            "stages": [{"verb": stage.verb, "method": stage.method} for stage in self.stages],
             "format": self.recipe.format,
             "params": self.params,
             "bytes_in": self.bytes_in,
@@ -259,8 +273,10 @@ def plan(
         raise UnicompError(
             "the recipe names no model", hint="add `model:`, or give MODEL on the command line"
         )
-    stage = _one_stage(recipe)
+    pruning, stage = _stages(recipe)
     method = _layer_method(stage)
+    asked = method if pruning is None else pruning.options
+    pruner = asked if isinstance(asked, PruneMethod) else None
     source = resolve(wanted)
     checkpoint = Checkpoint.open(source.folder)
     dense = open_dense(checkpoint)
@@ -269,13 +285,15 @@ def plan(
         text_settled = recipe.calibration.settled(context_length(dense.config))
         recipe = recipe.model_copy(update={"calibration": text_settled})
     modules = [linear.module for linear in description.linears()]
-    _check_patterns(method, modules)
+    for one in {id(method): method, id(pruner): pruner or method}.values():
+        _check_patterns(one, modules)
     loaders = {re.split(r"[=!~<>]", target)[0] for target in recipe.target}
     if isinstance(method, QuantizeMethod):
         settled = formats.find(recipe.format).settle(_wishes(description, method), loaders)
     else:
         settled = _as_it_is(recipe, description)
-    fates = {fate.name: fate for fate in _fates(dense, description, settled, method)}
+    made = _fates(dense, description, settled, pruner)
+    fates = {fate.name: fate for fate in made}
     schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
     targets = {name for name, fate in fates.items() if fate.scheme or fate.sparsity}
     if not targets:
@@ -292,6 +310,7 @@ def plan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
         stage=stage,
+        pruning=pruning,
         source=source,
         dense=dense,
         checkpoint=checkpoint,
@@ -316,7 +335,7 @@ def plan(
         notes=tuple(
             [
                 *dense.notes,
-                *_notes(description, method, recipe, fates, source),
+                *_notes(description, method, pruner, recipe, fates, source),
                 *(
                     f"{name} does not load it: {why}"
                     for name, why in settled.loaders.items()
@@ -335,13 +354,26 @@ def _scored(recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None
     return tuple(axis for axis in recipe.score if axis not in READING), None
 
 
-def _one_stage(recipe: Recipe) -> Stage:
-    if len(recipe.stages) != 1:
-        raise UnsupportedError(
-            f"a recipe has one stage for now, this one has {len(recipe.stages)}",
-            hint="run the stages one after another, each on the folder that the last one made",
-        )
-    return recipe.stages[0]
+def _stages(recipe: Recipe) -> tuple[Stage | None, Stage]:
+    """Return the stage to carry out, and one that is carried out in the same pass before it."""
+    if len(recipe.stages) == 1:
+        return None, recipe.stages[0]
+    first, last = recipe.stages[0], recipe.stages[-1]
+    prune, quantize = first.options, last.options
+    if (
+        len(recipe.stages) == 2
+        and isinstance(prune, PruneMethod)
+        and isinstance(quantize, QuantizeMethod)
+        and not prune.spread()
+        and (Need.HESSIAN in quantize.wants() or not prune.wants())
+    ):
+        return first, last
+    words = ", ".join(f"{stage.verb}: {stage.method}" for stage in recipe.stages)
+    raise UnsupportedError(
+        f"these stages cannot be carried out in one run: {words}",
+        hint="run them one after another, each on the folder that the last one made; "
+        "`prune` and then `quantize: gptq` go together",
+    )
 
 
 def _layer_method(stage: Stage) -> LayerMethod:
@@ -400,7 +432,7 @@ def _dtype(dense: DenseSource, model: Model) -> str:
 
 
 def _fates(
-    dense: DenseSource, model: Model, settled: Settled, method: LayerMethod
+    dense: DenseSource, model: Model, settled: Settled, pruner: PruneMethod | None
 ) -> Iterator[Fate]:
     """Yield every tensor's fate: embeddings first, then layer by layer, then the rest."""
     prefix = model.architecture.layers + "."
@@ -413,7 +445,7 @@ def _fates(
         for part in layer.others.values():
             yield _kept(dense, model, part.tensor)
         for linear in layer.linears():
-            yield _linear(dense, model, linear, settled, method)
+            yield _linear(dense, model, linear, settled, pruner)
     for name in outside:
         if name not in early:
             yield _kept(dense, model, name)
@@ -459,7 +491,7 @@ def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
 
 
 def _linear(
-    dense: DenseSource, model: Model, linear: Linear, settled: Settled, method: LayerMethod
+    dense: DenseSource, model: Model, linear: Linear, settled: Settled, pruner: PruneMethod | None
 ) -> Fate:
     stored = dense.tensors[linear.part.tensor]
     if not DTYPES[stored.dtype].is_floating_point:
@@ -469,22 +501,21 @@ def _linear(
             "use the original checkpoint",
         )
     size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
-    if isinstance(method, PruneMethod):
-        sparsity = method.target(linear.module, linear.shape[1])
-        why = None
-        if sparsity is None:
-            wanted = parse(method.sparsity)
-            why = IGNORED
-            if not wanted.fits(linear.shape[1]):
-                why = f"in_features {linear.shape[1]} is not a multiple of {wanted.m}: kept dense"
-        return Fate(linear.module, "linear", linear.shape, None, why, size, size, sparsity)
+    sparsity = None if pruner is None else pruner.target(linear.module, linear.shape[1])
     scheme = settled.schemes[linear.module]
     why = settled.why.get(linear.module)
+    if pruner is not None and sparsity is None:
+        wanted = parse(pruner.sparsity)
+        dense_why = IGNORED
+        if not wanted.fits(linear.shape[1]):
+            dense_why = f"in_features {linear.shape[1]} is not a multiple of {wanted.m}: not pruned"
+        why = why or dense_why
     if scheme is None:
-        return Fate(linear.module, "linear", linear.shape, None, why or IGNORED, size, size)
+        why = None if sparsity is not None else why or IGNORED
+        return Fate(linear.module, "linear", linear.shape, None, why, size, size, sparsity)
     metas = settled.format.layout(linear.module, linear.shape, scheme, _dtype(dense, model))
     out = sum(meta.nbytes for meta in metas)
-    return Fate(linear.module, "linear", linear.shape, scheme, why, size, out)
+    return Fate(linear.module, "linear", linear.shape, scheme, why, size, out, sparsity)
 
 
 def _stacked(model: Model, settled: Settled) -> frozenset[int]:
@@ -503,6 +534,7 @@ def _stacked(model: Model, settled: Settled) -> frozenset[int]:
 def _notes(
     model: Model,
     method: LayerMethod,
+    pruner: PruneMethod | None,
     recipe: Recipe,
     fates: Mapping[str, Fate],
     source: Source,
@@ -510,8 +542,10 @@ def _notes(
     warning = getattr(method, "warning", None)
     if warning:
         yield str(warning)
-    if isinstance(method, PruneMethod):
-        yield UNSTRUCTURED if parse(method.sparsity).m is None else PATTERNED
+    if pruner is not None:
+        yield UNSTRUCTURED if parse(pruner.sparsity).m is None else PATTERNED
+        if pruner is not method:
+            yield "pruned and quantized in one pass: zeros and grid are chosen together"
     changed: dict[str, int] = {}
     linears = [fate for fate in fates.values() if fate.role == "linear"]
     for fate in linears:

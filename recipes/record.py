@@ -23,6 +23,7 @@ def quantized(plan: Plan, solved: Solved, solution: Solution) -> manifest.Module
         bits=scheme.bits,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric,
+        sparsity=None if fate.sparsity is None else _zeros(solution.weight),
         bytes=fate.bytes_out,
         error_before=relative(solution.rounding),
         error_after=relative(solution.error),
@@ -40,7 +41,7 @@ def pruned(plan: Plan, solved: Solved, solution: Pruned) -> manifest.Module:
     return manifest.Module(
         bits=None,
         group_size=None,
-        sparsity=1 - float(solution.weight.count_nonzero()) / solution.weight.numel(),
+        sparsity=_zeros(solution.weight),
         bytes=fate.bytes_out,
         error_before=_relative(solution.magnitude, solution.reference),
         error_after=_relative(solution.error, solution.reference),
@@ -49,6 +50,10 @@ def pruned(plan: Plan, solved: Solved, solution: Pruned) -> manifest.Module:
         tokens=solved.tokens,
         fallback=solved.fallback or fate.why,
     )
+
+
+def _zeros(weight: Tensor) -> float:
+    return 1 - float(weight.count_nonzero()) / weight.numel()
 
 
 def _relative(squared: Tensor | None, reference: Tensor | None) -> float | None:
@@ -89,20 +94,24 @@ def manifest_of(
     seconds  that the layers took, over all processes that worked on them
     peak     greatest resident bytes of any of them
     """
-    stage = manifest.Stage(
-        verb=plan.stage.verb,
-        method=plan.stage.method,
-        options=plan.stage.options.model_dump(mode="json"),
-        seconds=seconds,
-        peak_rss_bytes=max(peak, machine.peak_rss_bytes()),
-        peak_gpu_bytes=None,
-        modules=modules,
-    )
+    # Stages that went in one pass share its time and its modules, which stand under the last.
+    stages = [
+        manifest.Stage(
+            verb=stage.verb,
+            method=stage.method,
+            options=stage.options.model_dump(mode="json"),
+            seconds=seconds if stage is plan.stage else 0.0,
+            peak_rss_bytes=max(peak, machine.peak_rss_bytes()),
+            peak_gpu_bytes=None,
+            modules=modules if stage is plan.stage else {},
+        )
+        for stage in plan.stages
+    ]
     return manifest.Manifest(
         source=manifest.Source(id=plan.source.id, revision=plan.source.revision, sha256=hashes),
         recipe_sha256=sha256(plan.text.encode()).hexdigest(),
         calibration=calibration,
-        stages=[stage],
+        stages=stages,
         totals=manifest.Totals(
             params=plan.params,
             bytes_in=plan.bytes_in,

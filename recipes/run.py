@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from unicomp import __version__, machine, manifest, text
 from unicomp.compress.calibrate import Decoder, read_part, read_weight
 from unicomp.compress.layerwise import Solved, compared, compress_layer, solve_alone
-from unicomp.compress.method import Need, Pruned, PruneMethod
+from unicomp.compress.method import Need, Pruned, PruneMethod, Pruning
 from unicomp.compress.sparsity import Budget, Target, parse
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError, UnicompError
@@ -475,6 +476,7 @@ def _statistics_layer(
         work.targets,
         plan.scale_dtype,
         plan.moment_bytes,
+        None if plan.pruner is None else partial(_pruning, plan, plan.pruner),
     ):
         report(solved)
     following = {} if last else compared(plan.model.layers[layer.index + 1], work.targets)
@@ -485,6 +487,12 @@ def _statistics_layer(
         crcs["states"] = decoder.outputs(layer, module, streams["states"], after["states"])
     decoder.release(layer)
     streams.update(after)
+
+
+def _pruning(plan: Plan, method: PruneMethod, linear: Linear) -> Pruning | None:
+    """Return what of a linear becomes zero while it is quantized."""
+    sparsity = plan.fates[linear.module].sparsity
+    return None if sparsity is None else Pruning(method, sparsity)
 
 
 def _stored_names(plan: Plan, layers: tuple[Layer, ...]) -> Iterator[str]:

@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unicomp.compress.babai import Choice, nearest_plane, ordered
+from unicomp.compress.babai import nearest_plane, ordered
 from unicomp.compress.linalg import Factor, factorise, undamped
+from unicomp.compress.masked import Cheapest, Mask, Masked, whole
 from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
-from unicomp.compress.sparsity import Sparsity, Target, Zeros, keep
+from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
 
 
@@ -57,9 +58,9 @@ class Sparsegpt(PruneMethod):
         columns = ordered(weight, factor.order)
         reference = factor.energy(columns)
         plain = factor.energy(columns.masked_fill(keep(weight.abs(), target).T, 0.0))
-        step = target.m if isinstance(target, Sparsity) and target.m is not None else 1
-        size = -(-self.block_size // step) * step
-        choice = Zeroing(factor, target, size)
+        mask = self.mask(weight, stats, target, factor)
+        size = whole(self.block_size, mask.width)
+        choice = Masked(mask, columns, size)
         damped = nearest_plane(columns, factor, choice, block_size=size)
         return Pruned(
             torch.where(choice.kept.T, weight - columns.T, 0.0),
@@ -69,56 +70,6 @@ class Sparsegpt(PruneMethod):
             damp=factor.damp,
         )
 
-
-class Zeroing(Choice):
-    """The choice of a pruner: zero, or the target itself.
-
-    kept  bool [in, rows], which weights stay
-    """
-
-    def __init__(self, factor: Factor, target: Target, leaf: int) -> None:
-        if isinstance(target, Zeros):
-            raise ValueError("zeros of a whole tensor cannot be chosen block by block")
-        self.leaf = leaf
-        self._pivots, self._target = factor.pivots, target
-        self._rows: list[Tensor] = []
-
-    @property
-    def kept(self) -> Tensor:
-        """Everything chosen so far."""
-        return torch.cat(self._rows)
-
-    def choose(self, goal: Tensor, block: Tensor, unit: Tensor, step: int) -> None:
-        """Choose a block's zeros, or those of each m columns as the walk reaches them."""
-        size = len(goal) if self._target.m is None else self._target.m
-        for start in range(0, len(goal), size):
-            some = slice(start, min(start + size, len(goal)))
-            if start:
-                goal[some].addmm_(unit[some, :start], block[:start])
-            updated = _updated(goal[some], block[some], unit[some, some])
-            kept = self._kept(updated, self._pivots[step + start : step + some.stop])
-            self._rows.append(kept)
-            for i in range(len(kept)):
-                at = start + i
-                if i:
-                    goal[at : at + 1].addmm_(unit[at : at + 1, start:at], block[start:at])
-                block[at] -= goal[at] * kept[i]
-
-    def _kept(self, goal: Tensor, pivots: Tensor) -> Tensor:
-        """Return which of some columns' targets stay, bool [columns, rows]."""
-        cost = goal.square() * pivots[:, None]
-        if self._target.m is not None:
-            return keep(cost.T.contiguous(), self._target).T
-        return keep(cost, Zeros(int(self._target.share * cost.numel())))
-
-
-def _updated(goal: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
-    """Return what columns would be if none of them became zero, all [columns, rows].
-
-    A target holds for the columns before it as they came; here each is its own target, which is
-    what GPTQ's form of the walk has in its updated weights.
-    """
-    moved = torch.linalg.solve_triangular(
-        unit.tril(-1), weights - goal, upper=False, unitriangular=True
-    )
-    return weights - moved
+    def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
+        """Choose zeros as the walk goes on."""
+        return Cheapest(factor.pivots, target)

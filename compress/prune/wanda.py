@@ -9,6 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from unicomp.compress.babai import ordered
+from unicomp.compress.linalg import Factor
+from unicomp.compress.masked import Given, Mask
 from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
@@ -23,12 +26,23 @@ class Wanda(PruneMethod):
         False, description="leave each window's first token, where activations are massive, out"
     )
 
+    def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
+        """Keep the greatest products of magnitude and input norm."""
+        return Given(ordered(keep(weight.abs() * _norm(stats), target), factor.order))
+
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make the least products of magnitude and input norm zero; float [out, in]."""
-        if stats.norm is None:
-            raise CheckpointError(
-                "there is no statistic of this layer's input", hint="give calibration text"
-            )
         weight = weight.float()
-        kept = keep(weight.abs() * stats.norm, target)
+        kept = keep(weight.abs() * _norm(stats), target)
         return Pruned(torch.where(kept, weight, 0.0))
+
+
+def _norm(stats: Stats) -> Tensor:
+    """Return the norms of the inputs, from whatever was gathered."""
+    if stats.norm is not None:
+        return stats.norm
+    if stats.hessian is None:
+        raise CheckpointError(
+            "there is no statistic of this layer's input", hint="give calibration text"
+        )
+    return stats.hessian.diagonal().sqrt()

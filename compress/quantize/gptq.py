@@ -12,7 +12,7 @@ Differs: GPTAQ adds its correction column by column through the inverse's factor
 here the least-squares target is set once, which nearest plane then rounds like any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -22,15 +22,18 @@ from torch import Tensor
 
 from unicomp import machine
 from unicomp.compress import grid
-from unicomp.compress.babai import Rounding, nearest_plane, ordered, restored
+from unicomp.compress.babai import Choice, Rounding, nearest_plane, ordered, restored
 from unicomp.compress.descent import descend
 from unicomp.compress.grid import Grid
 from unicomp.compress.linalg import Factor, Order, factorise, undamped
-from unicomp.compress.method import Need, QuantizeMethod, Solution, Stats
+from unicomp.compress.masked import Given, Mask, Masked, whole
+from unicomp.compress.method import Need, Pruning, QuantizeMethod, Solution, Stats
+from unicomp.compress.sparsity import Sparsity
 from unicomp.errors import CheckpointError
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 CHUNK = 1 << 23  # weights at a time: rows are independent, so scratch need not grow with them
+PRUNED = 0.05  # share of zeros from where a weight counts as pruned
 WIDE = 512  # columns from where bfloat16 products are faster
 
 
@@ -54,6 +57,9 @@ class Gptq(QuantizeMethod):
     sweeps: int = Field(
         1, ge=0, le=100, description="sweeps of coordinate descent over codes and scales afterwards"
     )
+    keep_zeros: bool = Field(
+        True, description="zeros of a pruned model stay zero: of a weight that has 5% of them"
+    )
 
     def wants(self) -> frozenset[Need]:
         """Return the statistics that these options ask for."""
@@ -69,12 +75,20 @@ class Gptq(QuantizeMethod):
         return 4 * (12 * chunk + 4 * columns * columns) + 2 * rows * columns
 
     def solve(
-        self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
+        self,
+        weight: Tensor,
+        stats: Stats,
+        scheme: Scheme,
+        *,
+        scale_dtype: object,
+        pruning: Pruning | None = None,
     ) -> Solution:
         """Quantize a weight, or several that read the same input stacked by rows.
 
         weight  floating [out, in]; not modified
         stats   the Hessian, and with `drift` the cross statistic; its memo keeps the factor
+        pruning  what is to become zero in the same walk; columns keep their order where zeros are
+                 chosen by neighbours as it goes on. The error of rounding does not count them
 
         Raises CheckpointError where the Hessian cannot be factorised; the hint names the options.
         """
@@ -82,9 +96,10 @@ class Gptq(QuantizeMethod):
             raise CheckpointError(
                 "there is no statistic of this layer's input", hint="give calibration text"
             )
-        key = ("factor", self.order, self.damp)
+        order = "none" if pruning is not None and _by_neighbours(pruning.target) else self.order
+        key = ("factor", order, self.damp)
         if key not in stats.memo:
-            stats.memo[key] = factorise(stats.hessian, order=self.order, damp=self.damp)
+            stats.memo[key] = factorise(stats.hessian, order=order, damp=self.damp)
         factor = cast(Factor, stats.memo[key])
         dtype = cast(torch.dtype, scale_dtype)
         parts = []
@@ -94,7 +109,12 @@ class Gptq(QuantizeMethod):
             if self.drift and stats.cross is not None:
                 many = weight.shape[0] >= weight.shape[1]
                 target = part + self.drift * _correction(part, stats, factor, (key, "drift"), many)
-            parts.append(self._rows(part, target, stats.hessian, factor, scheme, dtype))
+            mask = None
+            if pruning is not None:
+                mask = pruning.method.mask(part, stats, pruning.target, factor)
+            elif self.keep_zeros and float((part == 0).float().mean()) >= PRUNED:
+                mask = Given(ordered(part != 0, factor.order))
+            parts.append(self._rows(part, target, stats.hessian, factor, scheme, dtype, mask))
         return _joined(parts)
 
     def _grid(self, target: Tensor, scheme: Scheme, dtype: torch.dtype, cost: Tensor) -> Grid:
@@ -108,6 +128,7 @@ class Gptq(QuantizeMethod):
         factor: Factor,
         scheme: Scheme,
         dtype: torch.dtype,
+        mask: Mask | None,
     ) -> Solution:
         order = factor.order
         # Only for the report: bfloat16 changes its fourth digit and halves the time.
@@ -122,13 +143,25 @@ class Gptq(QuantizeMethod):
             columns - ordered(nearest.dequantize(target.dtype), order), dtype=report
         )
         cost = restored(factor.pivots, order)
-        found = self._grid(target, scheme, dtype, cost)
-        choice = Rounding(found, scheme, order)
-        damped = nearest_plane(columns, factor, choice, block_size=self.block_size)
-        clipped, codes = choice.clipped, choice.codes()
+        likely = target
+        if mask is not None:  # the grid is for what is likely to stay
+            every = torch.cat(
+                [mask.kept(at, some, some) for at, some in _blocks(columns, self.block_size, mask)]
+            )
+            likely = target.masked_fill(~restored(every, order).T, 0.0)
+        found = self._grid(likely, scheme, dtype, cost)
+        rounder, kept, size = Rounding(found, scheme, order), None, self.block_size
+        choice: Choice = rounder
+        if mask is not None:
+            size = whole(size, mask.width)
+            choice = masked = Masked(mask, columns, size, rounder)
+            kept = masked.kept
+        damped = nearest_plane(columns, factor, choice, block_size=size)
+        clipped, codes = rounder.clipped, rounder.codes()
+        kept = None if kept is None else restored(kept, order)
         errors, added = restored(columns, order), restored(factor.added, order)
         for _ in range(self.sweeps):
-            gain, clipped = descend(errors, codes, hessian, added, dtype=dtype)
+            gain, clipped = descend(errors, codes, hessian, added, dtype=dtype, kept=kept)
             damped -= gain
         groups = torch.stack([cost[columns].sum() for columns in codes.groups])
         return Solution(
@@ -140,6 +173,17 @@ class Gptq(QuantizeMethod):
             clipped=clipped,
             damp=factor.damp,
         )
+
+
+def _by_neighbours(target: object) -> bool:
+    return isinstance(target, Sparsity) and target.m is not None
+
+
+def _blocks(columns: Tensor, size: int, mask: Mask) -> Iterator[tuple[int, Tensor]]:
+    """Yield (position, columns) of what a mask decides together."""
+    step = mask.width or size
+    for at in range(0, len(columns), step):
+        yield at, columns[at : at + step]
 
 
 def _correction(weight: Tensor, stats: Stats, factor: Factor, key: object, many: bool) -> Tensor:

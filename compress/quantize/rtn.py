@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unicomp.compress import grid
-from unicomp.compress.method import QuantizeMethod, Solution, Stats
+from unicomp.compress.method import Pruning, QuantizeMethod, Solution, Stats
+from unicomp.compress.sparsity import keep
 from unicomp.kernels.packed import Scheme
 
 
@@ -21,21 +22,31 @@ class Rtn(QuantizeMethod):
     """Options of round-to-nearest."""
 
     def solve(
-        self, weight: Tensor, stats: Stats, scheme: Scheme, *, scale_dtype: object
+        self,
+        weight: Tensor,
+        stats: Stats,
+        scheme: Scheme,
+        *,
+        scale_dtype: object,
+        pruning: Pruning | None = None,
     ) -> Solution:
         """Round every weight to its grid.
 
-        weight  floating [out, in]; not modified
-        stats   may be empty; a Hessian float [in, in] only changes what errors are measured by
+        weight   floating [out, in]; not modified
+        stats    may be empty; a Hessian float [in, in] only changes what errors are measured by
+        pruning  how much becomes zero first: the least magnitudes, whatever method is named
         """
         dtype = cast(torch.dtype, scale_dtype)
         weight = weight.to(torch.float32 if stats.hessian is None else stats.hessian.dtype)
-        plain = grid.search(weight, scheme, "minmax", dtype=dtype)
-        nearest, clipped = grid.round_to(weight, plain, scheme, dtype=dtype)
+        rest = weight
+        if pruning is not None:
+            rest = torch.where(keep(weight.abs(), pruning.target), weight, 0.0)
+        plain = grid.search(rest, scheme, "minmax", dtype=dtype)
+        nearest, clipped = grid.round_to(rest, plain, scheme, dtype=dtype)
         rounding = error = _error(weight, nearest.dequantize(weight.dtype), stats)
         if self.scale_search != "minmax":
-            found = grid.search(weight, scheme, self.scale_search, dtype=dtype)
-            nearest, clipped = grid.round_to(weight, found, scheme, dtype=dtype)
+            found = grid.search(rest, scheme, self.scale_search, dtype=dtype)
+            nearest, clipped = grid.round_to(rest, found, scheme, dtype=dtype)
             error = _error(weight, nearest.dequantize(weight.dtype), stats)
         return Solution(
             packed=nearest,
