@@ -197,16 +197,18 @@ def allocate(count: int) -> Tensor:
 
     Weights are read once a token, at the speed of memory: with pages of 4 KB a good part of that
     time goes into looking pages up. From 2 MB on, memory is mapped on its own, begins on 2 MB and
-    is returned to the system with the tensor; below, torch allocates.
+    is returned to the system with the tensor; below, torch allocates. A last page that is less than
+    half full is made of small ones: it would cost up to 2 MB.
     """
     if count < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=torch.uint8)
     room = -(-count // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE  # the last page whole, and to align
     memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages: the same memory, read more slowly
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
+    huge = (count + HUGE_PAGE // 2) // HUGE_PAGE * HUGE_PAGE
+    with suppress(OSError):  # a kernel without huge pages: the same memory, read more slowly
+        memory.madvise(mmap.MADV_HUGEPAGE, start, huge)
     return whole[start : start + count]
 
 
