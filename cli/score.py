@@ -21,8 +21,9 @@ Axes = Annotated[
     typer.Option(
         "--axes",
         metavar="AXIS,...",
-        help="Some of accuracy, fidelity (needs --baseline), efficiency. Default: all that can be "
-        "had without tasks, or with them.",
+        help="Some of accuracy, fidelity (needs --baseline), safety (needs --suite quick, or "
+        "--harmful and --benign), efficiency. Default: all with --suite or --tasks, else those "
+        "that need none.",
         show_default=False,
     ),
 ]
@@ -119,6 +120,24 @@ Shots = Annotated[
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put tasks' prompts into the model's chat template.")
 ]
+Harmful = Annotated[
+    str | None,
+    typer.Option(
+        "--harmful",
+        metavar="FILE",
+        help="Prompts to refuse, one a line (.txt) or a row (.jsonl). Default: the suite's.",
+        show_default=False,
+    ),
+]
+Benign = Annotated[
+    str | None,
+    typer.Option(
+        "--benign",
+        metavar="FILE",
+        help="Safe prompts that look like those, to help with. Default: the suite's.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
@@ -145,6 +164,8 @@ def score(
     batch_size: BatchSize = None,
     shots: Shots = None,
     chat: Chat = False,
+    harmful: Harmful = None,
+    benign: Benign = None,
     resume: Resume = True,
     out: Out = None,
     json: Json = False,
@@ -177,6 +198,8 @@ def score(
             batch_size=batch_size,
             shots=shots,
             chat=chat,
+            harmful=harmful,
+            benign=benign,
             resume=resume,
             progress=lambda what, done, total: progress(Progress("score", done, total, what)),
         )

@@ -24,6 +24,8 @@ from unicomp.evaluate import (
     accuracy,
     efficiency,
     fidelity,
+    prompts,
+    safety,
     scratch,
     stream,
     suite,
@@ -35,8 +37,8 @@ from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
 from unicomp.kernels.load import load
 
-AXES = ("accuracy", "fidelity", "efficiency")
-PLANNED = ("calibration", "safety")
+AXES = ("accuracy", "fidelity", "safety", "efficiency")
+PLANNED = ("calibration",)
 ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
 LONGEST = 2048  # tokens of a window, unless asked for more
 LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
@@ -63,6 +65,8 @@ def score(
     batch_size: int | None = None,
     shots: int | None = None,
     chat: bool = False,
+    harmful: str | None = None,
+    benign: str | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -85,6 +89,8 @@ def score(
     batch_size       requests of a task at once; None: as many as `LOGITS` allows, at most `BATCH`
     shots            examples in front of a task's question; None: as the task has it
     chat             put tasks' prompts into the chat template
+    harmful, benign  prompts for safety: to refuse, and safe ones that look like them; a `.txt` or
+                     `.jsonl` file each. None: the suite's
     resume           use what an interrupted score of the same things has kept
     progress         called with what is done, and how much of how much
 
@@ -99,6 +105,7 @@ def score(
     if limit is not None and limit < 1:
         raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
     runs = None if wanted_suite is None and not tasks else _Tasks(wanted_suite, tasks)
+    asked = None if "safety" not in axes else _prompts(wanted_suite, harmful, benign, limit)
     source = hub.resolve(str(model))
     base = None if baseline is None else hub.resolve(str(baseline))
     models = _Models(source.folder, None if base is None else base.folder, compute)
@@ -124,6 +131,8 @@ def score(
     if runs is not None and {"accuracy", "fidelity"} & set(axes):
         options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
         found += runs.scores(models, axes, options, batch_size, resume, progress)
+    if "safety" in axes:
+        found += _safety(models, asked, progress)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
     if runs is not None:
@@ -292,6 +301,44 @@ def _flips(outcomes: Sequence[Any], compared: bool) -> Score:
     ours = [own for one in done for own in one.ours or ()]
     theirs = [own for one in done for own in one.theirs or ()] if compared else None
     return tasks_accuracy.flips(ours, theirs)
+
+
+def _prompts(
+    chosen: suite.Suite | None, harmful: str | None, benign: str | None, limit: int | None
+) -> safety.Prompts | None:
+    """Return the prompts for safety, None where there are none; both kinds or neither."""
+    if (harmful is None) != (benign is None):
+        raise UnicompError(
+            "harmful and benign prompts are given together, or neither",
+            hint="without the other kind, a model that refuses everything would look safe",
+        )
+    if harmful is None and chosen is not None and chosen.harmful and chosen.benign:
+        harmful, benign = f"builtin:{chosen.harmful}", f"builtin:{chosen.benign}"
+    if harmful is None or benign is None:
+        return None
+    files = {"harmful": Path(harmful).name, "benign": Path(benign).name}
+    return safety.Prompts(
+        prompts.read(harmful, limit=limit), prompts.read(benign, limit=limit), files
+    )
+
+
+def _safety(
+    models: _Models, asked: safety.Prompts | None, progress: Progress | None
+) -> list[Score]:
+    if asked is None:
+        return safety.skipped("no prompts were given (`--harmful`, `--benign`)")
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("answers", done, total)
+
+    return safety.scores(
+        models.model,
+        text.tokenizer(models.folder),
+        asked,
+        baseline=models.base,
+        progress=tell,
+    )
 
 
 def _batch(folder: Path) -> int:
