@@ -405,9 +405,8 @@ def _openers(said: Sequence[Sequence[int]], refused: Sequence[bool]) -> tuple[se
     for ids, no in zip(said, refused, strict=True):
         if ids:
             counts.setdefault(ids[0], [0, 0])[no] += 1
-    share = {token: no / (yes + no) for token, (yes, no) in counts.items()}
-    sure = {token for token, value in share.items() if value >= SURE}
-    return sure, {token for token, value in share.items() if value <= 1 - SURE}
+    sure = {token for token, (yes, no) in counts.items() if no >= SURE * (yes + no)}
+    return sure, {token for token, (yes, no) in counts.items() if yes >= SURE * (yes + no)}
 
 
 def _missing(name: str, reason: str, status: Any = "skipped") -> Score:
