@@ -12,6 +12,7 @@ import mmap
 import os
 from contextlib import suppress
 from functools import cache
+from threading import local
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ THREADS_MAX = 256
 HUGE_PAGE = 2 << 20
 
 _threads: int | None = None  # what `set_threads` was told
+_taken = local()  # `count`: torch's threads before `take_cores`, in a thread of Python
 
 
 def reason() -> str | None:
@@ -85,7 +87,29 @@ def threads() -> int:
     """Return how many threads a product uses."""
     if _threads is not None:
         return _threads
-    return _threads_of_environment() or min(torch.get_num_threads(), THREADS_MAX)
+    of_torch = getattr(_taken, "count", None) or torch.get_num_threads()
+    return _threads_of_environment() or min(of_torch, THREADS_MAX)
+
+
+def take_cores() -> None:
+    """Leave torch one thread, and products as many as before, until `return_cores`.
+
+    torch's threads spin after each operator, and so do those of products: on as many cores, one
+    waits for the other. In a step of one token torch has little to share. It holds for the thread
+    of Python that calls; one that uses torch for the first time meanwhile starts with one thread.
+    """
+    if getattr(_taken, "count", None) is None and torch.get_num_threads() > 1:
+        _taken.count = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+
+def return_cores() -> bool:
+    """Give torch its threads back; return whether they were taken."""
+    count = getattr(_taken, "count", None)
+    if count is not None:
+        _taken.count = None
+        torch.set_num_threads(count)
+    return count is not None
 
 
 def linear(
