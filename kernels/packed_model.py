@@ -48,6 +48,8 @@ from unicomp.writer import Meta
 
 FREED_MAX = 64 << 20
 """Bytes of codes that loading frees before it sees to it that the system has them back."""
+FEW_TOKENS = 4
+"""Up to as many at once, torch's operators are too short for more than one thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,9 @@ def load(
     known: Any = network  # attributes that its class does not declare
     if layers and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(attention.NAME)
+    if chosen == "cpu" and layers:
+        network.register_forward_pre_hook(_begin_step, with_kwargs=True)
+        network.register_forward_hook(_end_step, always_call=True)
     if layers:
         known.save_pretrained = _refuse_saving
     known.unicomp_loaded = Loaded(
@@ -159,6 +164,20 @@ def load(
         seconds=time.monotonic() - began,
     )
     return network
+
+
+def _begin_step(model: nn.Module, args: tuple[Any, ...], words: dict[str, Any]) -> None:
+    """Before a step of a few tokens, let torch compute on one thread: see `cpu.take_cores`."""
+    given = args[0] if args else words.get("input_ids", words.get("inputs_embeds"))
+    if torch.compiler.is_compiling() or not isinstance(given, Tensor):
+        return
+    if given.shape[:2].numel() <= FEW_TOKENS:
+        backends.take_cores()
+
+
+def _end_step(*_: object) -> None:
+    if not torch.compiler.is_compiling():
+        backends.return_cores()
 
 
 def _trim() -> None:
