@@ -10,7 +10,8 @@ nothing anyway.
 Every side is a process of its own, so that its peak memory is its own; all are alive at once and
 take turns, round by round, each resting while another computes. A round is `generate` as a user
 calls it: a prompt of 512 random tokens, then 64 tokens one by one. Prefill is the time to the first
-token, decode the rate of the others.
+token, decode the rate of the others. Right before, a side generates two tokens untimed: a virtual
+machine takes back the pages of a process that rests.
 
 The timings count only if the products are right: each packed side's logits of a prompt are first
 compared with those of its own dequantized weights.
@@ -23,7 +24,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -33,6 +33,8 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from quantize_llama import commit
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("bf16", "int4", "ternary")
@@ -115,41 +117,11 @@ def dequantized_logits(folder: Path, to: Path) -> None:
         torch.save(load(folder)(prompt(CHECKED)).logits, to)
 
 
-class Clock:
-    """A streamer that notes when the prompt went in and when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: object) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def generate(model: Any, ids: Any, count: int) -> list[float]:
-    """Generate exactly `count` tokens and return the times."""
-    import torch
-
-    clock = Clock()
-    with torch.inference_mode():
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=count,
-            max_new_tokens=count,
-            pad_token_id=0,
-            streamer=clock,
-        )
-    return clock.times
-
-
 def share_of_linears(model: Any, ids: Any) -> float:
     """Return the part of a decode's time that is spent in linears, by a clock around each."""
     from torch import nn
 
+    from unicomp.evaluate.speed import generate
     from unicomp.kernels.linear import PackedLinear
 
     spent, began = 0.0, 0.0
@@ -179,6 +151,7 @@ def serve(pipe: Connection, side: str, folder: str, threads: int, reference: str
     import torch
 
     from unicomp import machine
+    from unicomp.evaluate.speed import generate
 
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -201,6 +174,7 @@ def serve(pipe: Connection, side: str, folder: str, threads: int, reference: str
                 got = model(prompt(CHECKED)).logits.float()
             pipe.send(float((got - wanted).norm() / wanted.norm()))
         elif asked == "round":
+            generate(model, ids[:, :8], 2)  # pages that lay idle are read again, untimed
             times = generate(model, ids, NEW)
             prefill = PROMPT / (times[1] - times[0])
             pipe.send({"prefill": prefill, "decode": (NEW - 1) / (times[-1] - times[1])})
@@ -232,24 +206,6 @@ def read_rate(threads: int) -> float:
     return block.nbytes / best / 1e9
 
 
-def commit() -> str:
-    """Return the commit measured, with `+` where tracked files differ from it."""
-    git = ["git", "-C", str(HERE)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)
-    return (head.stdout.strip() or "unknown") + ("+" if dirty.returncode else "")
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Return median, range and rounds."""
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "rounds": values,
-    }
-
-
 def prepare(work: Path, size: str, sides: list[str]) -> dict[str, Path]:
     """Make what each side needs, once, and return its folder."""
     folders = {"bf16": work / "model", "int4": work / "int4", "ternary": work / "ternary"}
@@ -271,6 +227,8 @@ def prepare(work: Path, size: str, sides: list[str]) -> dict[str, Path]:
 
 def measure(options: argparse.Namespace, work: Path, folders: dict[str, Path]) -> dict[str, Any]:
     """Start the sides, check them, let them take turns, and return what each gave."""
+    from unicomp.evaluate.speed import spread
+
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     sides: dict[str, dict[str, Any]] = {}
@@ -351,6 +309,7 @@ def main() -> None:
         "model": SIZES[options.size] | {"vocab_size": VOCAB, "dtype": "bfloat16"},
         "prompt_tokens": PROMPT,
         "new_tokens": NEW,
+        "codes": "by plain rounding (`rtn`): the weights are random, and speed does not ask",
         "read_gb_per_s": {"before": before, "after": apart(read_rate, options.threads)},
         "sides": sides,
         "machine": machine.describe(),
