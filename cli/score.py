@@ -12,6 +12,8 @@ from unicomp.cli.options import MODEL, TEXT, Json, Model, Quiet
 if TYPE_CHECKING:
     from unicomp.evaluate.scores import Report, Score
 
+ENDS = {"pass": 0, "fail": 3, "inconclusive": 4}  # outcome of the gates -> exit code
+
 Baseline = Annotated[
     str | None,
     typer.Option("--baseline", metavar="MODEL", help=f"What to compare with: {MODEL}."),
@@ -142,6 +144,16 @@ Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
 ]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="FILE",
+        help="Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
+        "is broken, with 4 if the evidence is too little.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="Write the report there too, as JSON."),
@@ -167,6 +179,7 @@ def score(
     harmful: Harmful = None,
     benign: Benign = None,
     resume: Resume = True,
+    gate: Gate = None,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -175,10 +188,12 @@ def score(
 
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
-    from unicomp.evaluate import scores
+    from unicomp.evaluate import gates, scores
     from unicomp.evaluate.score import score as measure
+    from unicomp.recipes import gate_file
     from unicomp.recipes.run import Progress
 
+    bounds = [] if gate is None else gate_file.read(gate)
     if out is not None:
         scores.check_target(out)
     with show.progress() as progress:
@@ -203,12 +218,18 @@ def score(
             resume=resume,
             progress=lambda what, done, total: progress(Progress("score", done, total, what)),
         )
+    verdicts = gates.decide(report, bounds)
+    report = report.model_copy(update={"gates": [verdict.to_json() for verdict in verdicts]})
     if out is not None:
         scores.write(out, report)
     if json:
         show.json(report.to_json())
     else:
         show_report(report)
+        for verdict in verdicts:
+            show.text(f"gate {verdict}")
+    if code := ENDS[gates.outcome(verdicts)]:
+        raise typer.Exit(code)
 
 
 def _words(text: str) -> list[str]:

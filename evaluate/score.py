@@ -291,7 +291,7 @@ class _Tasks:
 
 def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
     """Return the score of a task that gave none."""
-    name = f"accuracy/{Path(wanted.word).stem}/{wanted.metric}"
+    name = f"accuracy/{wanted.name}/{wanted.metric}"
     score = missing(name, reason, unit="fraction", higher_is_better=True, status="unmeasurable")
     return score.model_copy(update={"detail": {**detail, **score.detail}})
 
