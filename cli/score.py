@@ -23,9 +23,9 @@ Axes = Annotated[
     typer.Option(
         "--axes",
         metavar="AXIS,...",
-        help="Some of accuracy, fidelity (needs --baseline), safety (needs --suite quick, or "
-        "--harmful and --benign), efficiency. Default: all with --suite or --tasks, else those "
-        "that need none.",
+        help="Some of accuracy, fidelity (needs --baseline), calibration (needs tasks), safety "
+        "(needs --suite quick, or --harmful and --benign), efficiency. Default: all with --suite "
+        "or --tasks, else those that need none.",
         show_default=False,
     ),
 ]

@@ -22,6 +22,7 @@ from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate import (
     accuracy,
+    calibration,
     efficiency,
     fidelity,
     prompts,
@@ -32,13 +33,13 @@ from unicomp.evaluate import (
     tasks_accuracy,
 )
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject, missing
+from unicomp.evaluate.task_result import Result
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
 from unicomp.kernels.load import load
 
-AXES = ("accuracy", "fidelity", "safety", "efficiency")
-PLANNED = ("calibration",)
+AXES = ("accuracy", "fidelity", "calibration", "safety", "efficiency")
 ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
 LONGEST = 2048  # tokens of a window, unless asked for more
 LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
@@ -115,7 +116,7 @@ def score(
         text = "builtin:tinyworld"
     found: list[Score] = []
     compare = base is not None and "fidelity" in axes
-    if "accuracy" in axes or compare:
+    if {"accuracy", "calibration"} & set(axes) or compare:
         if text is not None:
             ask = _Ask(text, field, seq_len, limit, seed, bos)
             found += _predictions(models, axes, ask, progress)
@@ -128,9 +129,11 @@ def score(
             )
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
-    if runs is not None and {"accuracy", "fidelity"} & set(axes):
+    if runs is not None and {"accuracy", "fidelity", "calibration"} & set(axes):
         options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
         found += runs.scores(models, axes, options, batch_size, resume, progress)
+    elif "calibration" in axes:
+        found += calibration.skipped("no tasks were asked for (`--suite`, `--tasks`)")
     if "safety" in axes:
         found += _safety(models, asked, progress)
     if "efficiency" in axes:
@@ -149,13 +152,8 @@ def score(
 
 
 def check_axes(axes: Sequence[str]) -> None:
-    """Refuse an axis that there is not, or not yet, and an empty list."""
+    """Refuse an axis that there is not, and an empty list."""
     for axis in axes:
-        if axis in PLANNED:
-            raise UnsupportedError(
-                f"axis `{axis}` is not available in this release",
-                hint=f"the axes are {suggest.listed(AXES)}",
-            )
         if axis not in AXES:
             raise UnicompError(f"unknown axis: `{axis}`", hint=suggest.hint(axis, AXES))
     if not axes:
@@ -279,8 +277,13 @@ class _Tasks:
                     found.append(_failed(outcome.wanted, outcome.error or "", about))
                 else:
                     found += tasks_accuracy.scores(outcome.ours, outcome.theirs, about)
+        done = [own for outcome in outcomes for own in outcome.ours or ()]
+        base = [own for outcome in outcomes for own in outcome.theirs or ()]
+        compared = models.baseline is not None
         if "fidelity" in axes:
-            found.append(_flips(outcomes, models.baseline is not None))
+            found.append(tasks_accuracy.flips(done, base if compared else None))
+        if "calibration" in axes:
+            found += _calibration(done, base if compared else None)
         return found
 
     def finish(self) -> None:
@@ -296,11 +299,20 @@ def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
     return score.model_copy(update={"detail": {**detail, **score.detail}})
 
 
-def _flips(outcomes: Sequence[Any], compared: bool) -> Score:
-    done = [one for one in outcomes if one.ours is not None]
-    ours = [own for one in done for own in one.ours or ()]
-    theirs = [own for one in done for own in one.theirs or ()] if compared else None
-    return tasks_accuracy.flips(ours, theirs)
+def _calibration(ours: Sequence[Result], theirs: Sequence[Result] | None) -> list[Score]:
+    """Return what the likelihoods of choices say of how sure a model is."""
+    seen = calibration.of_choices(tasks_accuracy.questions(ours))
+    if seen is None:
+        found = calibration.skipped("no task that was run has choices, one of which is right")
+    else:
+        base = calibration.of_choices(tasks_accuracy.questions(theirs or ()))
+        found = calibration.scores(seen, base)
+    known = tasks_accuracy.known_chances(ours)
+    if known is not None:
+        truth = [torch.tensor(row["probabilities"]) for row in known.documents]
+        base_known = tasks_accuracy.known_chances(theirs or ())
+        found.append(calibration.chances(known, truth, base_known))
+    return found
 
 
 def _prompts(
@@ -356,6 +368,8 @@ def _without_text(axes: Sequence[str], compare: bool) -> list[Score]:
             found.append(missing(f"accuracy/{name}", reason, unit=unit, higher_is_better=False))
     if compare:
         found += fidelity.skipped(reason)
+    if "calibration" in axes:
+        found += calibration.skipped(reason, place="tokens")
     return found
 
 
@@ -384,13 +398,30 @@ def _predictions(
         if progress is not None:
             progress("windows", done, total)
 
-    sums = stream.sums(models.model, models.base, windows.ids, vocab=windows.vocab, progress=tell)
+    ours, theirs = calibration.TokenWatch(), calibration.TokenWatch()
+
+    def watch(logits: Tensor, targets: Tensor, base: Tensor | None) -> None:
+        ours.add(logits, targets)
+        if base is not None:
+            theirs.add(base, targets)
+
+    sums = stream.sums(
+        models.model,
+        models.base,
+        windows.ids,
+        vocab=windows.vocab,
+        watch=watch if "calibration" in axes else None,
+        progress=tell,
+    )
     detail = {**windows.detail, **models.how}
     found: list[Score] = []
     if "accuracy" in axes:
         found += accuracy.scores(sums, windows.utf8_bytes, detail, exact_bytes=windows.exact)
     if "fidelity" in axes and models.baseline is not None:
         found += fidelity.scores(sums, detail)
+    if "calibration" in axes:
+        base = theirs.seen(detail) if theirs.parts else None
+        found += calibration.scores(ours.seen(detail), base, place="tokens")
     return found
 
 

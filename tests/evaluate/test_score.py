@@ -158,7 +158,6 @@ def test_refusals(llama: Path, tiny_model: Callable[..., Path], tmp_path: Path) 
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     refused(["`acuracy`", "did you mean `accuracy`"], llama, axes=["acuracy"])
-    refused(["`calibration`", "`accuracy`, `fidelity`"], llama, axes=["calibration"])
     refused(["together"], llama, axes=["safety"], harmful=str(file))
     refused(["has no prompts"], llama, axes=["safety"], harmful=str(empty), benign=str(file))
     refused(["no axes"], llama, axes=[])
