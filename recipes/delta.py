@@ -198,7 +198,9 @@ def restore(
     check_target(out, overwrite=overwrite)
     opened = open_delta(delta)
     checkpoint = Checkpoint.open(resolve(base).folder)
-    check_base(opened, checkpoint, lambda name: progress(Progress("base", 0, 0, name)))
+    check_base(
+        opened, checkpoint, lambda name: progress(Progress("prepare", 0, 0, f"hashing {name}"))
+    )
     dense = open_dense(checkpoint)
     layout = [
         Meta(name, own.dtype, tuple(own.shape)) for name, own in opened.manifest.tensors.items()
@@ -312,7 +314,7 @@ def _compress(plan: DeltaPlan, folder: Path, progress: Show, began: float) -> De
     writer = Writer(folder, stored, max_shard_bytes=ONE_FILE, single=WEIGHTS, metadata=words)
     for index, name in enumerate(work.tensors, 1):
         error = _write(plan, work, writer, name)
-        progress(Progress("layers", index, len(work.tensors), name, error=error))
+        progress(Progress("tensors", index, len(work.tensors), name, error=error))
     writer.finish()
     for name in plan.tuned.companions():
         if name != plan.tuned.index:
@@ -327,8 +329,8 @@ def _hash_base(plan: DeltaPlan, work: _Work, progress: Show) -> dict[str, str]:
     """Hash the base's tensors, and find those that the fine-tune left as they were."""
     checkpoint = plan.base.checkpoint
     hashes = {}
-    for index, name in enumerate(checkpoint.tensors, 1):
-        progress(Progress("base", index, len(checkpoint.tensors), name))
+    for name in checkpoint.tensors:
+        progress(Progress("prepare", 0, 0, f"hashing the base: {name}"))
         hashes[name] = tensor_sha256(checkpoint, name)
         info, own = checkpoint.tensors[name], work.tensors.get(name)
         if own is None or (info.dtype, list(info.shape)) != (own.dtype, own.shape):
@@ -351,7 +353,7 @@ def _choose(plan: DeltaPlan, work: _Work, progress: Show) -> dict[str, Layout]:
         }
     weights = {}
     for index, name in enumerate(names, 1):
-        progress(Progress("prepare", index, len(names), name))
+        progress(Progress("weigh", index, len(names), name))
         weights[name] = _weigh(plan, work, name)
     taken = sum(own.bytes for own in work.tensors.values() if is_matrix(own))
     if method.spreads():
