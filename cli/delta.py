@@ -15,6 +15,7 @@ from unicomp.errors import UnicompError
 if TYPE_CHECKING:
     from unicomp.kernels.delta_folder import DeltaManifest, Stored
     from unicomp.recipes.delta import DeltaPlan
+    from unicomp.recipes.schema import Recipe
 
 VERB = "delta"
 METHOD = method_options.of_verb(VERB)
@@ -68,12 +69,28 @@ def compress(
     """
     if out is None and not dry_run:
         raise UnicompError("`--out` is missing", hint="give `--out DIR`, or `--dry-run`")
-    from unicomp.recipes.delta import compress, plan_delta
+    if options["base"] is None:
+        raise UnicompError("`--base` is missing", hint="name the model that was fine-tuned")
     from unicomp.recipes.load import from_options
 
     recipe = from_options(VERB, method, method_options.given(METHOD, options), model=tuned)
-    plan = plan_delta(tuned, method, recipe.stages[0].options)
-    if out is None or dry_run:
+    carry_out(recipe, tuned, None, None if dry_run else out, overwrite=overwrite, json=json)
+
+
+def carry_out(
+    recipe: "Recipe",
+    tuned: str | None,
+    text: str | None,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    """Carry out a recipe of one `delta` stage, or only show its plan where there is no `out`."""
+    from unicomp.recipes.delta import compress, plan_recipe
+
+    plan = plan_recipe(recipe, model=tuned, text=text)
+    if out is None:
         _show_plan(plan, json)
         return
     with show.progress() as progress:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, read_header
 from unicomp.errors import CheckpointError
-from unicomp.folder import companions, not_a_folder, parse_json, quote, read_config, read_small
+from unicomp.folder import not_a_folder, parse_json, quote, read_config, read_small
 from unicomp.kernels.delta import Layout, PackedDelta, collect, module_of
 from unicomp.manifest import LIMIT, NAME, Count, File, Sha256, Source
 from unicomp.writer import Meta
@@ -239,11 +239,12 @@ def open_delta(folder: Path) -> DeltaFolder:
     words = _metadata(folder / WEIGHTS)
     if words.get("zero") != manifest.zero:
         raise _unlike(folder, f"zeros count as `{quote(str(words.get('zero')))}` in its header")
-    present = companions(folder)
     for name, expected in manifest.files.items():
         if name == WEIGHTS:
             continue
-        if name not in present:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise _unlike(folder, f"it names a file outside the folder: `{quote(name)}`")
+        if not (folder / name).is_file():
             raise _unlike(folder, f"`{quote(name)}` is absent")
         data = read_small(folder / name, LIMIT)
         if hashlib.sha256(data).hexdigest() != expected.sha256:

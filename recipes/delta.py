@@ -47,6 +47,7 @@ from unicomp.manifest import Source as Record
 from unicomp.manifest import hashes as hashes_of
 from unicomp.recipes.plan import working_folder
 from unicomp.recipes.run import Progress, Show
+from unicomp.recipes.schema import Recipe
 from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write_file
 
 GRACE = 0.01  # of the ratio: what scales and the padding of signs may take beside it
@@ -65,6 +66,7 @@ class DeltaPlan:
     matrix    bytes of all matrices at 16 bits
     budget    most bytes that is stored of them
     least     fewest bytes that the method could store
+    text      of the recipe that asks for it, if one does
     """
 
     method_name: str
@@ -78,6 +80,7 @@ class DeltaPlan:
     budget: int
     least: int
     notes: tuple[str, ...]
+    text: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -165,6 +168,26 @@ def plan_delta(tuned: str, method_name: str, method: DeltaMethod) -> DeltaPlan:
     )
 
 
+def plan_recipe(recipe: Recipe, *, model: str | None = None, text: str | None = None) -> DeltaPlan:
+    """Work out what a recipe of one `delta` stage does; see `plan_delta`.
+
+    model  the fine-tune, instead of the recipe's
+    text   the recipe as the user wrote it; default: as `recipe.dump()` writes it
+    """
+    tuned, (stage, *more) = model or recipe.model, recipe.stages
+    if tuned is None:
+        raise UnicompError(
+            "the recipe names no model", hint="add `model:`, or give MODEL on the command line"
+        )
+    if more or not isinstance(stage.options, DeltaMethod):
+        raise UnsupportedError(
+            f"`{more[0].verb if more else stage.verb}` cannot stand beside `delta`",
+            hint="a delta is the whole of a recipe: put the other stages in one of their own",
+        )
+    found = plan_delta(tuned, stage.method, stage.options)
+    return replace(found, text=recipe.dump() if text is None else text)
+
+
 def compress(
     plan: DeltaPlan, out: Path, *, overwrite: bool = False, progress: Show = lambda _: None
 ) -> DeltaManifest:
@@ -215,7 +238,7 @@ def restore(
             writer.write(name, opened.restored(name, known))
         writer.finish()
         for name in opened.manifest.files:
-            if name != WEIGHTS:
+            if name not in (WEIGHTS, "recipe.yaml"):
                 copy_file(delta / name, folder / name)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -319,6 +342,8 @@ def _compress(plan: DeltaPlan, folder: Path, progress: Show, began: float) -> De
     for name in plan.tuned.companions():
         if name != plan.tuned.index:
             copy_file(plan.source.folder / name, folder / name)
+    if plan.text is not None:
+        write_file(folder / "recipe.yaml", plan.text.encode())
     made = _manifest(plan, work, folder, base_hashes, zero, began)
     write_file(folder / NAME, (made.model_dump_json(by_alias=True, indent=1) + "\n").encode())
     open_delta(folder)
