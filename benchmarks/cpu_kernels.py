@@ -334,12 +334,8 @@ def work(own: Contender, cold: float) -> None:
             x = own.inputs(order["tokens"])
             for call in calls:  # pages that lay idle come back, untimed
                 call(one)
-            for index in range(3):  # what each number of tokens sets up once
-                calls[(at + 1 + index) % copies](x)
-            if order["hot"]:
-                calls[0](x)
-            else:
-                at = (at + 3) % copies
+            at = 0 if order["hot"] else (at + 1) % copies
+            calls[at](x)  # what each number of tokens sets up once
             times: list[float] = []
             while len(times) < 2 or (sum(times) < BURST and len(times) < order["calls"]):
                 at = 0 if order["hot"] else (at + 1) % copies

@@ -45,7 +45,7 @@ SIZES = {
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
 }
 VOCAB = 32000
-PROMPT, NEW, CHECKED = 512, 64, 32  # tokens
+PROMPT, NEW, CHECKED, STEPS = 512, 64, 32, 16  # tokens
 WRONG_LOGITS = 1.5
 """Times the error of bfloat16 alone: from there on a side's logits, and timings, do not count."""
 WRONG_PRODUCT = 0.02
@@ -151,37 +151,60 @@ def check(model: Any, reference: str) -> dict[str, float]:
     return found
 
 
-def share_of_linears(model: Any, ids: Any) -> float:
-    """Return the part of a decode's time that is spent in linears, by a clock around each."""
-    from torch import nn
+def profile(model: Any, ids: Any) -> dict[str, Any]:
+    """Return where a decode step after a prompt spends its time, in milliseconds.
 
-    from unicomp.evaluate.speed import generate
+    step         a whole one, and of it
+    linears      all linears of the layers, by a clock around each
+    head         the last linear
+    operators    of torch, by its profiler, those that take most; inside linears too
+    """
+    import torch
+    from torch import nn
+    from torch.profiler import ProfilerActivity
+
     from unicomp.kernels.linear import PackedLinear
 
-    spent, began = 0.0, 0.0
+    spent: dict[str, float] = {"linears": 0.0, "head": 0.0}
+    began = 0.0
 
     def before(*_: object) -> None:
         nonlocal began
         began = time.perf_counter()
 
-    def after(*_: object) -> None:
-        nonlocal spent
-        spent += time.perf_counter() - began
+    def after(module: nn.Module, *_: object) -> None:
+        part = "head" if module is model.lm_head else "linears"
+        spent[part] += time.perf_counter() - began
 
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear | PackedLinear):
-            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    generate(model, ids[:, :8], 2)
-    spent = 0.0
-    times = generate(model, ids[:, :8], NEW)
-    for hook in hooks:
-        hook.remove()
-    return spent / (times[-1] - times[0])
+    with torch.inference_mode():
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+        def step(count: int) -> float:
+            began = time.perf_counter()
+            for _ in range(count):
+                model(ids[:, :1], past_key_values=cache, use_cache=True)
+            return 1e3 * (time.perf_counter() - began) / count
+
+        step(2)
+        found: dict[str, Any] = {"step": step(STEPS)}
+        hooks = []
+        for module in model.modules():
+            if isinstance(module, nn.Linear | PackedLinear):
+                hooks.append(module.register_forward_pre_hook(before))
+                hooks.append(module.register_forward_hook(after))
+        step(STEPS)
+        for hook in hooks:
+            hook.remove()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+            step(STEPS)
+    found |= {part: 1e3 * seconds / STEPS for part, seconds in spent.items()}
+    own = {one.key: one.self_cpu_time_total / 1e3 / STEPS for one in seen.key_averages()}
+    most = sorted(own, key=lambda key: -own[key])[:10]
+    return found | {"operators": {key: own[key] for key in most}}
 
 
 def serve(pipe: Connection, side: str, folder: str, threads: int, reference: str) -> None:
-    """Hold one side's model and answer `check`, `round`, `share` and `memory`."""
+    """Hold one side's model and answer `check`, `round`, `profile` and `memory`."""
     import torch
 
     from unicomp import machine
@@ -209,8 +232,8 @@ def serve(pipe: Connection, side: str, folder: str, threads: int, reference: str
             times = generate(model, ids, NEW)
             prefill = PROMPT / (times[1] - times[0])
             pipe.send({"prefill": prefill, "decode": (NEW - 1) / (times[-1] - times[1])})
-        elif asked == "share":
-            pipe.send(share_of_linears(model, ids))
+        elif asked == "profile":
+            pipe.send(profile(model, ids))
         elif asked == "memory":
             pipe.send(machine.peak_rss_bytes())
 
@@ -300,7 +323,7 @@ def measure(options: argparse.Namespace, work: Path, folders: dict[str, Path]) -
                 values = [one[what] for one in rounds[side]]
                 sides[side][f"{what}_tokens_per_s"] = spread(values)
             sides[side]["peak_rss_bytes"] = ask(side, "memory")
-            sides[side]["linears_share_of_decode"] = ask(side, "share")
+            sides[side]["profile_ms"] = ask(side, "profile")
             pipes[side].send(None)
     finally:
         for process in processes:
