@@ -28,7 +28,7 @@ except ImportError as error:
     _missing = str(error)
 
 # As in csrc/layout.h.
-_KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3}
+_KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3, "bit1": 4}
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SPAN_MAX = 16384  # columns for which 32-bit sums cannot overflow
 THREADS_MAX = 256
