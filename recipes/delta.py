@@ -400,7 +400,7 @@ def _weigh(plan: DeltaPlan, work: _Work, name: str) -> Weight:
     tried = {
         key: layout
         for key, layout in sorted(keys.items())
-        if not layout.planes or layout.nbytes(shape) <= 2 * room
+        if not layout.planes or layout.nbytes(shape) <= 1.5 * room
     }
     errors = dict.fromkeys(tried, 0.0)
     squares: dict[int, list[Tensor]] = {}
