@@ -6,6 +6,7 @@ compression is a process of its own, measured from outside. `--layers` makes a s
 largest tensors, which decide the memory, stay as they are.
 
     python benchmarks/delta_large.py --layers 22 --method dqrelo
+    python benchmarks/delta_large.py --layers 4 --method dqrelo --serve 1 --serve 4 --serve 16
     python benchmarks/delta_large.py --decomposition
 """
 
@@ -104,6 +105,59 @@ def compressed(folder: Path, method: str, ratio: float) -> dict[str, Any]:
     }
 
 
+def served(folder: Path, method: str, count: int) -> dict[str, Any]:
+    """Hold the base and so many deltas in a process of its own; see `serve`."""
+    command = [sys.executable, __file__, "--worker", str(count), "--work", str(folder)]
+    answer = subprocess.run(
+        [*command, "--method", method], stdout=subprocess.PIPE, check=True, text=True
+    )
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(folder: Path, method: str, count: int) -> dict[str, Any]:
+    """Load, run one token a row with each row on another delta, and say what it took.
+
+    Bytes of deltas are those of the buffers; resident bytes are the whole process's.
+    """
+    from unicomp import load_deltas
+    from unicomp.kernels.deltas import DeltaProduct, choose
+
+    model = load_deltas(folder / "base", [folder / method] * count)
+    loaded = resident()
+    held = sum(
+        own.numel() * own.element_size()
+        for module in model.modules()
+        if isinstance(module, DeltaProduct)
+        for own in module.buffers()
+    )
+    base = 2 * model.num_parameters()
+    ids = torch.ones((max(count, 1), 1), dtype=torch.int64)
+    seconds = []
+    with torch.inference_mode():
+        for rows in ([-1], list(range(count))) if count else ([-1],):
+            choose(model, rows)
+            model(ids)
+            began = time.monotonic()
+            model(ids)
+            seconds.append(time.monotonic() - began)
+    return {
+        "deltas": count,
+        "base_bytes_16": base,
+        "delta_bytes": held,
+        "share_of_limit": held / (count / 8 * base * 1.05) if count else None,
+        "resident_bytes": loaded,
+        "seconds_base_rows": seconds[0],
+        "seconds_own_delta_each_row": seconds[-1],
+    }
+
+
 def decomposition() -> dict[str, Any]:
     """Compare the random decomposition with the full one on the hardest matrix: noise."""
     whole = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -133,8 +187,13 @@ def main() -> None:
     parser.add_argument("--method", action="append")
     parser.add_argument("--ratio", type=float, default=0.125)
     parser.add_argument("--decomposition", action="store_true")
+    parser.add_argument("--serve", type=int, action="append", help="deltas to hold at once")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help="folder for the pair, kept; else a temporary one")
     arguments = parser.parse_args()
+    if arguments.worker is not None:
+        print(json.dumps(serve(arguments.work, arguments.method[0], arguments.worker)))
+        return
     result: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": machine.versions(),
@@ -155,6 +214,8 @@ def main() -> None:
             )
             wanted = arguments.method or ["dqrelo", "dqrelo-plus"]
             result["runs"] = [compressed(work, own, arguments.ratio) for own in wanted]
+            counts = [0, *(arguments.serve or [])] if arguments.serve else []
+            result["served"] = [served(work, wanted[0], count) for count in counts]
     written = json.dumps(result, indent=1) + "\n"
     (RESULTS / f"{name}.json").write_text(written, encoding="utf-8")
     print(written)
