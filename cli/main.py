@@ -22,6 +22,7 @@ import typer
 
 from unicomp import __version__
 from unicomp.cli import bench, delta, recipes, show
+from unicomp.cli.compare import compare
 from unicomp.cli.env import env
 from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
@@ -53,6 +54,7 @@ app.command("plan")(plan)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify)
 app.command("score")(score)
+app.command("compare")(compare)
 app.command("generate")(generate)
 app.add_typer(delta.app, name="delta")
 app.add_typer(bench.app, name="bench")
