@@ -12,6 +12,7 @@ Papers: one bit, then low rank, D-QRELO, arXiv:2604.16940; several planes, alter
 quantization, arXiv:1802.00150.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +24,7 @@ from unicomp.kernels.delta import Factors, Layout, PackedDelta, Plane, add_plane
 
 First = Literal["one-bit", "low-rank"]
 
+BLOCK = 1 << 17  # weights of a block of rows: half a megabyte
 SWEEPS = 4  # times that several planes' signs and scales are fitted in turn
 RIDGE = 1e-6  # keeps equal planes from having no scales
 
@@ -76,18 +78,17 @@ def fit_planes(target: Tensor, count: int, *, by_row: bool, zero_plus: bool) -> 
     """Fit sign planes with scales to a matrix; one plane is fitted exactly.
 
     target  float32 [out, in]; not modified
+
+    Rows are gone through in blocks that stay in the cache: the work is many simple passes.
     """
-    scales = _greedy_scales(target, count, by_row=by_row, zero_plus=zero_plus)
-    signs = _signs(target, scales, zero_plus)
-    for _ in range(SWEEPS if count > 1 else 0):
-        scales = _least_squares(target, signs, by_row)
-        signs = _signs(target, scales, zero_plus)
-    if count > 1:
-        scales = _least_squares(target, signs, by_row)
+    blocks = target.split(max(1, BLOCK // max(target.shape[1], 1)))
+    groups = [[block] for block in blocks] if by_row else [list(blocks)]
+    fitted = [_fit(group, count, by_row, zero_plus) for group in groups]
     found = []
-    for index, sign in enumerate(signs):
-        scale = scales[:, index : index + 1].float()
-        found.append(Plane(pack_signs(sign), (scale if by_row else scale[0]).contiguous()))
+    for index in range(count):
+        sign = torch.cat([signs[index] for _, signs in fitted])
+        scale = torch.cat([scales[:, index : index + 1] for scales, _ in fitted])
+        found.append(Plane(sign, scale if by_row else scale[0]))
     return tuple(found)
 
 
@@ -97,28 +98,54 @@ def squared_error(delta: Tensor, packed: PackedDelta) -> float:
     return float(rest.square_().sum(dtype=torch.float64))
 
 
-def _mean(values: Tensor, by_row: bool) -> Tensor:
-    """Return means [out, 1] or [1, 1]; sums are exact enough for any size."""
+def _fit(
+    blocks: list[Tensor], count: int, by_row: bool, zero_plus: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Fit planes to blocks of rows that share scales, or to one block with scales per row.
+
+    returns  scales float32 [out or 1, count], and for each plane uint8 [out, ceil(in/8)]
+    """
+    scales = _greedy_scales(blocks, count, by_row)
+    for _ in range(SWEEPS if count > 1 else 0):
+        scales = _least_squares(blocks, scales, by_row, zero_plus)
+    packed: list[list[Tensor]] = [[] for _ in range(count)]
+    for block in blocks:
+        for index, sign in enumerate(_signs(block, scales, zero_plus)):
+            packed[index].append(pack_signs(sign))
+    if count > 1:  # the scales of least error for just these signs
+        scales = _least_squares(blocks, scales, by_row, zero_plus)
+    return scales, [torch.cat(parts) for parts in packed]
+
+
+def _mean(parts: Iterable[Tensor], by_row: bool) -> Tensor:
+    """Return the mean of the parts together, float32 [1, 1], or of one part's rows, [out, 1]."""
     if by_row:
-        return values.mean(1, keepdim=True)
-    return values.mean(dtype=torch.float64).float().reshape(1, 1)
+        return next(iter(parts)).mean(1, keepdim=True)
+    total, size = torch.zeros((), dtype=torch.float64), 0
+    for part in parts:
+        total += part.sum(dtype=torch.float64)
+        size += part.numel()
+    return (total / size).float().reshape(1, 1)
 
 
-def _greedy_scales(target: Tensor, count: int, *, by_row: bool, zero_plus: bool) -> Tensor:
+def _greedy_scales(blocks: list[Tensor], count: int, by_row: bool) -> Tensor:
     """Return [out or 1, count]: the mean magnitude of what the planes before leave."""
-    rest = target.abs()
-    scales = []
+    scales: list[Tensor] = []
+
+    def rest(block: Tensor) -> Tensor:
+        left = block.abs()
+        for scale in scales:
+            left = left.sub_(scale).abs_()
+        return left
+
     for _ in range(count):
-        scale = _mean(rest, by_row)
-        scales.append(scale)
-        if len(scales) < count:
-            rest = rest.sub_(scale).abs_()
+        scales.append(_mean(map(rest, blocks), by_row))
     return torch.cat(scales, 1)
 
 
-def _signs(target: Tensor, scales: Tensor, zero_plus: bool) -> list[Tensor]:
+def _signs(block: Tensor, scales: Tensor, zero_plus: bool) -> list[Tensor]:
     """Return for each plane bool [out, in]: the sign of what the planes before leave."""
-    rest = target
+    rest = block
     signs = []
     for index in range(scales.shape[1]):
         sign = rest >= 0 if zero_plus else rest > 0
@@ -129,19 +156,52 @@ def _signs(target: Tensor, scales: Tensor, zero_plus: bool) -> list[Tensor]:
     return signs
 
 
-def _least_squares(target: Tensor, signs: list[Tensor], by_row: bool) -> Tensor:
-    """Return the scales [out or 1, count] of least squared error for these signs, largest first."""
-    count = len(signs)
-    rows = len(target) if by_row else 1
-    gram = torch.eye(count).repeat(rows, 1, 1) * (1 + RIDGE)
-    right = torch.empty(rows, count, 1)
-    for one in range(count):
-        right[:, one] = _mean(torch.where(signs[one], target, -target), by_row)
-        for other in range(one):
-            same = 1 - 2 * _mean((signs[one] ^ signs[other]).float(), by_row)
-            gram[:, one, other] = gram[:, other, one] = same[:, 0]
-    found: Tensor = torch.linalg.solve(gram, right)[:, :, 0].abs()
-    return found.sort(1, descending=True).values
+def _least_squares(blocks: list[Tensor], scales: Tensor, by_row: bool, zero_plus: bool) -> Tensor:
+    """Return the scales of least squared error for the signs that these give, largest first."""
+    rows, count = scales.shape
+    size = sum(block.numel() for block in blocks) / rows
+    if count == 2:
+        return _two_values(blocks, scales, by_row, size)
+    gram = torch.zeros(rows, count, count, dtype=torch.float64)
+    right = torch.zeros(rows, count, 1, dtype=torch.float64)
+    for block in blocks:
+        signs = _signs(block, scales, zero_plus)
+        whole = [sign.float().mul_(2).sub_(1) for sign in signs]
+        for one in range(count):
+            right[:, one] += _sum(whole[one] * block, by_row)
+            for other in range(one):
+                same = _sum(whole[one] * whole[other], by_row)
+                gram[:, one, other] += same[:, 0]
+                gram[:, other, one] += same[:, 0]
+    gram /= size
+    gram += torch.eye(count, dtype=torch.float64) * (1 + RIDGE)
+    found: Tensor = torch.linalg.solve(gram, right / size)[:, :, 0].abs()
+    return found.sort(1, descending=True).values.float()
+
+
+def _two_values(blocks: list[Tensor], scales: Tensor, by_row: bool, size: float) -> Tensor:
+    """Return the same for two planes: magnitudes take two values, the means of those around them.
+
+    size  weights that share scales
+    """
+    count, high, whole = (torch.zeros(len(scales), 1, dtype=torch.float64) for _ in range(3))
+    for block in blocks:
+        magnitude = block.abs()
+        above = (magnitude > scales[:, :1]).float()
+        count += _sum(above, by_row)
+        whole += _sum(magnitude, by_row)
+        high += _sum(above.mul_(magnitude), by_row)
+    low = (whole - high) / (size - count).clamp_min(1)
+    high = torch.where(count > 0, high / count.clamp_min(1), low)
+    low = torch.where(count < size, low, high)
+    return torch.cat([(high + low) / 2, (high - low) / 2], 1).float()
+
+
+def _sum(values: Tensor, by_row: bool) -> Tensor:
+    """Return the sum of a block, float64 [1, 1], or of its rows, [out, 1]."""
+    if by_row:
+        return values.sum(1, keepdim=True).double()
+    return values.sum(dtype=torch.float64).reshape(1, 1)
 
 
 def _factors(
