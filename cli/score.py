@@ -140,6 +140,17 @@ Benign = Annotated[
         show_default=False,
     ),
 ]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power",
+        metavar="W",
+        min=0,
+        help="Watts that the machine takes while a model decodes: an estimate of its energy where "
+        "no meter can be read.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
@@ -152,6 +163,12 @@ Gate = Annotated[
         help="Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
         "is broken, with 4 if the evidence is too little.",
         show_default=False,
+    ),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", metavar="FILE", help="Write the gates' verdicts there, as JUnit XML for CI."
     ),
 ]
 Out = Annotated[
@@ -178,8 +195,10 @@ def score(
     chat: Chat = False,
     harmful: Harmful = None,
     benign: Benign = None,
+    power: Power = None,
     resume: Resume = True,
     gate: Gate = None,
+    junit: Junit = None,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -189,13 +208,15 @@ def score(
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
     from unicomp.evaluate import gates, scores
+    from unicomp.evaluate import junit as verdict_file
     from unicomp.evaluate.score import score as measure
     from unicomp.recipes import gate_file
     from unicomp.recipes.run import Progress
 
     bounds = [] if gate is None else gate_file.read(gate)
-    if out is not None:
-        scores.check_target(out)
+    for file in (out, junit):
+        if file is not None:
+            scores.check_target(file)
     with show.progress() as progress:
         report = measure(
             model,
@@ -215,6 +236,7 @@ def score(
             chat=chat,
             harmful=harmful,
             benign=benign,
+            power=power,
             resume=resume,
             progress=lambda what, done, total: progress(Progress("score", done, total, what)),
         )
@@ -222,6 +244,8 @@ def score(
     report = report.model_copy(update={"gates": [verdict.to_json() for verdict in verdicts]})
     if out is not None:
         scores.write(out, report)
+    if junit is not None:
+        verdict_file.write(junit, report.model.id, verdicts)
     if json:
         show.json(report.to_json())
     else:

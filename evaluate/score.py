@@ -26,6 +26,7 @@ from unicomp.evaluate import (
     efficiency,
     fidelity,
     prompts,
+    running,
     safety,
     scratch,
     stream,
@@ -68,6 +69,7 @@ def score(
     chat: bool = False,
     harmful: str | None = None,
     benign: str | None = None,
+    power: float | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -92,6 +94,8 @@ def score(
     chat             put tasks' prompts into the chat template
     harmful, benign  prompts for safety: to refuse, and safe ones that look like them; a `.txt` or
                      `.jsonl` file each. None: the suite's
+    power            watts that the machine takes while a model decodes, for an estimate of its
+                     energy where no meter can be read
     resume           use what an interrupted score of the same things has kept
     progress         called with what is done, and how much of how much
 
@@ -138,6 +142,8 @@ def score(
         found += _safety(models, asked, progress)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
+        if suite is not None or power is not None:
+            found += _running(models, power, progress)
     if runs is not None:
         runs.finish()
     return Report(
@@ -351,6 +357,22 @@ def _safety(
         baseline=models.base,
         progress=tell,
     )
+
+
+def _running(models: _Models, power: float | None, progress: Progress | None) -> list[Score]:
+    """Return what running takes, each model in a process of its own, as it is run: packed."""
+    folders = [models.folder] if models.baseline is None else [models.folder, models.baseline]
+    found: list[running.Run | str] = []
+    for number, folder in enumerate(folders):
+        if progress is not None:
+            progress("speed", number, len(folders))
+        try:
+            found.append(running.measure(str(folder), compute=models.compute or "int8"))
+        except UnicompError as error:
+            found.append(error.message)
+    if progress is not None:
+        progress("speed", len(folders), len(folders))
+    return running.scores(found[0], found[1] if len(found) > 1 else None, power=power)
 
 
 def _batch(folder: Path) -> int:

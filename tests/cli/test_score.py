@@ -68,8 +68,12 @@ def test_gates_decide_the_exit_code(words: list[str], tmp_path: Path) -> None:
         ("{score: safety/refusal_rate, min: 0.5}", 4, "inconclusive"),
     ):
         gates.write_text(f"- {bound}\n")
-        done = CliRunner().invoke(app, [*words, "--gate", str(gates), "--out", str(out)])
+        junit = tmp_path / "gates.xml"
+        more = ["--gate", str(gates), "--out", str(out), "--junit", str(junit)]
+        done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == code, done.output
+        assert ("<failure" in junit.read_text()) == (code == 3)
+        assert ("<error" in junit.read_text()) == (code == 4)
         assert f"gate {outcome}: " in done.stdout
         (verdict,) = scores.read(out).gates
         assert verdict["outcome"] == outcome
