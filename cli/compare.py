@@ -40,7 +40,7 @@ def compare(
 
     A `*` marks the best value, `**` one whose 95% interval lies beyond all others'.
 
-    Example: unicomp compare a.json b.json --gate default
+    Example: unicomp compare a.json b.json
     """
     from unicomp.evaluate import compare as side_by_side
     from unicomp.evaluate import gates, scores
