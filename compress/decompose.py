@@ -60,8 +60,9 @@ def decompose(delta: Tensor, layout: Layout, how: How) -> PackedDelta:
         factors, _ = _factors(delta, layout, how.seed, None)
         return PackedDelta((out, columns), (), factors)
     order = ("planes", "factors") if how.first == "one-bit" else ("factors", "planes")
+    rest = torch.empty_like(delta)
     for part in order * how.rounds if layout.rank else ("planes",):
-        rest = delta.clone()
+        rest.copy_(delta)
         if part == "planes":
             if factors is not None:
                 u, v = factors.wide()
@@ -95,7 +96,19 @@ def fit_planes(target: Tensor, count: int, *, by_row: bool, zero_plus: bool) -> 
 def squared_error(delta: Tensor, packed: PackedDelta) -> float:
     """Return the squared Frobenius norm of what a packed delta misses."""
     rest = packed.decode().sub_(delta)
-    return float(rest.square_().sum(dtype=torch.float64))
+    return inner(rest, rest)
+
+
+def inner(one: Tensor, other: Tensor) -> float:
+    """Return the sum of the products of two float32 [out, in], added up in float64 by blocks.
+
+    A sum in another dtype than its input's copies the whole input first (torch 2.13).
+    """
+    step = max(1, BLOCK // max(one.shape[1], 1))
+    total = 0.0
+    for mine, theirs in zip(one.split(step), other.split(step), strict=True):
+        total += float((mine * theirs).sum(dtype=torch.float64))
+    return total
 
 
 def _fit(

@@ -24,6 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from unicomp import manifest as manifests
 from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, read_header
 from unicomp.errors import CheckpointError
 from unicomp.folder import not_a_folder, parse_json, quote, read_config, read_small
@@ -33,6 +34,7 @@ from unicomp.writer import Meta
 
 SCHEMA = "unicomp.delta/1"
 WEIGHTS = "delta.safetensors"
+SUFFIX = ".safetensors"
 PIECE = 1 << 26  # bytes hashed at once
 
 Kind = Literal["delta", "exact", "same"]
@@ -316,6 +318,25 @@ def check_base(
                 "values",
                 hint=hint,
             )
+
+
+def quantized_from_base(delta: DeltaFolder, checkpoint: Checkpoint) -> bool:
+    """Say whether unicomp made a checkpoint from the delta's base, and its files are as it made.
+
+    Then base plus delta is near the fine-tune, as near as the checkpoint is to the base.
+    """
+    if not (checkpoint.folder / NAME).is_file():
+        return False
+    made = manifests.read(checkpoint.folder)
+    weights = {
+        name: own for name, own in delta.manifest.base.files.items() if name.endswith(SUFFIX)
+    }
+    if {name: own for name, own in made.source.sha256.items() if name.endswith(SUFFIX)} != weights:
+        return False
+    found = checkpoint.sha256()
+    return all(
+        name in made.files and made.files[name].sha256 == found[name] for name in checkpoint.shards
+    )
 
 
 def _read_manifest(path: Path) -> DeltaManifest:

@@ -27,7 +27,12 @@ from unicomp.folder import quote
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.delta import PackedDelta, unpack_signs
-from unicomp.kernels.delta_folder import DeltaFolder, check_base, open_delta
+from unicomp.kernels.delta_folder import (
+    DeltaFolder,
+    check_base,
+    open_delta,
+    quantized_from_base,
+)
 from unicomp.kernels.linear import PackedLinear
 
 BASE = -1  # the choice that means the base itself
@@ -106,7 +111,8 @@ class DeltaProduct(nn.Module):
         scale = getattr(self, f"{name}_scale")
         if scale is None:
             return values
-        return values * (scale if name == "u" else scale[:, None])
+        wide: Tensor = values * (scale if name == "u" else scale[:, None])
+        return wide
 
 
 @dataclass(slots=True)
@@ -184,7 +190,8 @@ def load_deltas(
     """Load one base with many deltas; until `choose` says otherwise, all rows take the first.
 
     base, device, backend, compute, dtype    as `unicomp.load` takes them
-    deltas  folders that `unicomp delta compress` made over this very base
+    deltas  folders that `unicomp delta compress` made over this very base, or over the one that
+            unicomp quantized this one from: the sum is then as near as the quantized base is
 
     Raises CheckpointError for another base and for deltas that are not whole, UnsupportedError for
     deltas of experts or of another vocabulary.
@@ -192,7 +199,8 @@ def load_deltas(
     opened = [open_delta(Path(delta)) for delta in deltas]
     checkpoint = Checkpoint.open(hub.resolve(str(base)).folder)
     for delta in opened:
-        check_base(delta, checkpoint)
+        if not quantized_from_base(delta, checkpoint):
+            check_base(delta, checkpoint)
     model = packed_model.load(base, device=device, backend=backend, compute=compute, dtype=dtype)
     choice = Choice((0,) if opened else (BASE,))
     homes = _Homes(model, choice)

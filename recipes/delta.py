@@ -21,6 +21,7 @@ from torch import Tensor
 from unicomp import machine
 from unicomp.checkpoint import Checkpoint, check_finite
 from unicomp.compress.allocate import Choice, Weight, allocate, gains, total
+from unicomp.compress.decompose import inner
 from unicomp.compress.lowrank import leading
 from unicomp.compress.method import DeltaMethod
 from unicomp.compress.patterns import matches
@@ -410,7 +411,7 @@ def _weigh(plan: DeltaPlan, work: _Work, name: str) -> Weight:
             rest = delta
             if layout.planes:
                 rest = method.solve(delta, layout, 0).decode().neg_().add_(delta)
-            errors[key] += float(rest.square().sum(dtype=torch.float64))
+            errors[key] += inner(rest, rest)
             if len(squares.setdefault(layout.planes, [])) > index:
                 continue  # a scale per row or per tensor leaves much the same singular values
             most = int(1.5 * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
@@ -469,10 +470,11 @@ def _write(plan: DeltaPlan, work: _Work, writer: Writer, name: str) -> float | N
         for key, tensor in packed.tensors(module_of(name)).items():
             stored.setdefault(key, []).append(tensor)
         decoded = packed.decode()
-        squares += float(delta.square().sum(dtype=torch.float64))
-        kept += float(decoded.square().sum(dtype=torch.float64))
-        product += float((delta * decoded).sum(dtype=torch.float64))
-        missed += float(decoded.sub_(delta).square_().sum(dtype=torch.float64))
+        squares += inner(delta, delta)
+        kept += inner(decoded, decoded)
+        product += inner(delta, decoded)
+        decoded -= delta
+        missed += inner(decoded, decoded)
     experts = len(own.common) == 3
     _store(work, writer, stored, stack=experts)
     if own.rows is not None and own.rows < own.shape[0]:

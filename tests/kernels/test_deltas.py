@@ -12,9 +12,13 @@ from torch import Tensor
 from unicomp import load_deltas
 from unicomp.compress import methods
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
+from unicomp.kernels.delta_folder import open_delta
 from unicomp.kernels.deltas import DeltaProduct, choose
 from unicomp.kernels.load import load
 from unicomp.recipes.delta import compress, plan_delta, restore
+from unicomp.recipes.load import from_options
+from unicomp.recipes.plan import plan
+from unicomp.recipes.run import run
 
 Fleet = tuple[Path, list[Path], list[Path]]
 
@@ -122,3 +126,29 @@ def test_deltas_take_an_eighth_of_the_base(tiny_model: Callable[..., Path], tmp_
     }
     sixteen = 2 * sum(own.numel() for own in load_file(base / "model.safetensors").values())
     assert sum(held.values()) <= 0.25 * sixteen * 1.05
+
+
+@torch.no_grad()
+def test_a_base_that_was_quantized_from_the_deltas_base_serves(tmp_path: Path) -> None:
+    world, pirate = "builtin:tinyworld", "builtin:tinyworld-pirate"
+    method = methods.find("delta", "dqrelo").model_validate({"base": world})
+    compress(plan_delta(pirate, "dqrelo", method), tmp_path / "d")  # type: ignore[arg-type]
+    recipe = from_options("quantize", "rtn", {"bits": 4, "group_size": 32}, model=world)
+    run(plan(recipe), tmp_path / "w4")
+    model = load_deltas(tmp_path / "w4", [tmp_path / "d"], compute="exact", dtype=torch.float32)
+    by_hand = load(tmp_path / "w4")
+    delta = open_delta(tmp_path / "d")
+    for name, own in delta.manifest.tensors.items():
+        parameter = by_hand.get_parameter(name)
+        if own.kind == "delta":
+            parameter += delta.deltas(name)[0].decode()
+        elif own.kind == "exact":
+            parameter.copy_(delta.read(name))
+    found, wanted = model(ids()).logits, by_hand(ids()).logits
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+    shard = tmp_path / "w4/model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not the base of this delta"):
+        load_deltas(tmp_path / "w4", [tmp_path / "d"])
