@@ -2,17 +2,26 @@
 
 One weight [out, in] times M tokens, for each contender: our kernels (int4 in groups of 128, ternary
 in 2 and 1.6 bits, on the best instruction set and on AVX2), torch (bfloat16, float32, dynamic int8,
-its int4), ONNX Runtime's MatMulNBits and OpenVINO's compressed int4. Each contender is a process of
-its own that holds more than a gigabyte of distinct weights; in each round every one in turn is told
-to make some calls and says how long they took. "cold" goes from weight to weight, so that each
-comes from memory, as when a model decodes; "hot" repeats one. The read ceiling is a plain loop over
-memory with the same prefetch, measured in every round too.
+its int4), ONNX Runtime's MatMulNBits, OpenVINO's compressed int4 and llama.cpp's Q4_0. Each
+contender is a process of its own that holds more than a gigabyte of distinct weights; in each round
+every one in turn is told to make some calls and says how long they took. "cold" goes from weight to
+weight, so that each comes from memory, as when a model decodes; "hot" repeats one. Right before its
+calls a contender multiplies with all its weights once, untimed: a virtual machine takes back the
+pages of a process that rests. The read ceiling is a plain loop over memory with the same prefetch,
+measured in every round too.
+
+Pages: our weights lie on huge pages wherever the system gives them. `--pages huge` has the others'
+allocations on huge pages too (a tunable of glibc), `--pages plain` leaves them as they come.
 
 No timing counts before the result is right: each contender compares its first product with one in
 float64 of the same dequantized weight.
 
 Run:  python benchmarks/cpu_kernels.py --shapes 4096x4096 --threads 1 2
-The others come from the package index: pip install onnx onnxruntime openvino
+A run replaces what the file of results has of the same shape, threads and pages, and leaves the
+rest: so it can be made in pieces, each of which names its commit.
+The others come from the package index: pip install onnx onnxruntime openvino. llama.cpp is built
+from its sources there (`pip download llama-cpp-python`, CMake in `vendor/llama.cpp/ggml` with
+BUILD_SHARED_LIBS); `--ggml FOLDER` says where its libraries are.
 """
 
 import argparse
@@ -20,6 +29,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +44,7 @@ from quantize_llama import commit
 
 HERE = Path(__file__).resolve().parent
 GROUP = 128
+TOKENS = (1, 4, 16, 64, 256, 512)
 Call = Callable[[Any], Any]
 OURS = {
     "ours int4": ("int4", 4, None),
@@ -53,27 +64,39 @@ BITS = {
     "torch int4pack": 4 + 32 / GROUP,
     "onnxruntime": 4 + 32 / GROUP,
     "openvino": 4 + 16 / GROUP,
+    "llama.cpp Q4_0": 4 + 16 / 32,
 }
 
 
 # ONNX Runtime holds a weight three times over: fewer distinct ones, still far beyond any cache.
 FEWER = {"onnxruntime": 0.4}
 
+# Made for few tokens, or too slow for many: up to how many they are measured.
+MOST_TOKENS = {"ours int4 avx2": 16, "torch float32": 16, "torch int4pack": 16}
+HOT_TOKENS = 16  # beyond, a weight is read once for so many tokens that cold and hot are the same
+BURST = 0.2  # seconds of calls after which a turn ends, once there are two
+
 
 class Contender:
     """One way to multiply: makes weights, calls, and what a call should give."""
 
-    def __init__(self, name: str, rows: int, columns: int, threads: int) -> None:
+    def __init__(
+        self, name: str, rows: int, columns: int, threads: int, ggml: Path | None = None
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self.name, self.rows, self.columns, self.threads = name, rows, columns, threads
+        self.about: dict[str, Any] = {}
+        self.drawn: dict[Any, Any] = {}
+        self.kept: list[Any] = []
+        self.ggml = ggml
         self.dtype = (
             torch.bfloat16 if name in ("torch bfloat16", "torch int4pack") else torch.float32
         )
         self.tolerance = 0.05  # of int8 activations; a wrong layout gives about 1.4
         kind = name.removeprefix("ours ").split()[0]
-        make = "_ours" if name in OURS else "_" + name.replace(" ", "_")
+        make = "_ours" if name in OURS else "_" + re.sub(r"\W", "_", name).lower()
         self.make: Callable[[int], tuple[Call, Any]] = getattr(self, make)
         self.kind = kind
 
@@ -85,17 +108,25 @@ class Contender:
         return torch.randn(tokens, self.columns, generator=random).to(self.dtype)
 
     def _codes(self, seed: int, low: int, high: int) -> Any:
+        """Return int8 [rows, columns], drawn once and turned by as many rows as the seed says."""
         import torch
 
-        random = torch.Generator().manual_seed(seed)
-        shape = (self.rows, self.columns)
-        return torch.randint(low, high + 1, shape, generator=random, dtype=torch.int8)
+        if low not in self.drawn:
+            random = torch.Generator().manual_seed(0)
+            shape = (self.rows, self.columns)
+            own = torch.randint(low, high + 1, shape, generator=random, dtype=torch.int8)
+            self.drawn[low] = own
+        return self.drawn[low].roll(seed, 0)
 
     def _scale(self, seed: int, groups: int, dtype: Any) -> Any:
+        """Return [rows, groups], drawn once and turned likewise."""
         import torch
 
-        random = torch.Generator().manual_seed(seed + 1)
-        return ((0.5 + torch.rand(self.rows, groups, generator=random)) / 64).to(dtype)
+        if dtype not in self.drawn:
+            random = torch.Generator().manual_seed(1)
+            own = ((0.5 + torch.rand(self.rows, groups, generator=random)) / 64).to(dtype)
+            self.drawn[dtype] = own
+        return self.drawn[dtype].roll(seed, 0)
 
     def _ours(self, seed: int) -> tuple[Call, Any]:
         import torch
@@ -106,6 +137,7 @@ class Contender:
         kind, bits, isa = OURS[self.name]
         if isa is not None:
             cpu.use(isa)
+        self.about = {"isa": cpu.isa(), "pages": "huge"}
         cpu.set_threads(self.threads)
         group = GROUP if kind == "int4" else -1
         scheme = Scheme(bits, group)
@@ -192,6 +224,7 @@ class Contender:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        options.enable_cpu_mem_arena = False  # it would keep each weight once more
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -234,38 +267,77 @@ class Contender:
         def plain() -> Any:
             return (codes.float() - 8) * scale.float().repeat_interleave(GROUP, 1)
 
-        return lambda x: torch.from_numpy(request.infer([x.numpy()])[0]), plain
+        self.kept.append(packed)  # its constants lie there
+
+        def call(x: Any) -> Any:
+            return torch.from_numpy(request.infer([x.numpy()])[0])
+
+        return call, plain
+
+    def _llama_cpp_q4_0(self, seed: int) -> tuple[Call, Any]:
+        import ggml_product
+        import torch
+
+        if self.ggml is None:
+            raise SystemExit("no libraries: `--ggml FOLDER` says where they are")
+        if "ggml" not in self.drawn:
+            most = max(TOKENS)
+            self.drawn["ggml"] = ggml_product.Library(
+                self.ggml, self.threads, self.rows, self.columns, most
+            )
+        codes = self._codes(seed, 0, 15)
+        scale = self._scale(seed, self.columns // ggml_product.BLOCK, torch.float16)
+        packed = ggml_product.blocks(codes.view(torch.uint8).numpy(), scale.numpy())
+        weight = ggml_product.Weight(self.drawn["ggml"], packed)
+        self.about = {"buffer": weight.buffer}
+
+        def call(x: Any) -> Any:
+            weight.multiply(x.numpy())
+            return None
+
+        def plain() -> Any:
+            return (codes.float() - 8) * scale.float().repeat_interleave(ggml_product.BLOCK, 1)
+
+        self.result = lambda tokens: torch.from_numpy(weight.result(tokens))
+        return call, plain
 
 
-def work(name: str, rows: int, columns: int, threads: int, cold: float) -> None:
+def work(own: Contender, cold: float) -> None:
     """Be one contender: check a product, then time calls as told on stdin, one JSON line each."""
     import torch
 
-    own = Contender(name, rows, columns, threads)
-    wanted = cold * 1e9 * FEWER.get(name, 1)
-    copies = max(2, round(wanted / (rows * columns * BITS[name] / 8)))
-    calls = []
+    wanted = cold * 1e9 * FEWER.get(own.name, 1)
+    copies = max(2, round(wanted / (own.rows * own.columns * BITS[own.name] / 8)))
+    calls: list[Call] = []
     error = 0.0
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     with torch.inference_mode():
         for seed in range(copies):
             call, plain = own.make(seed)
             if not calls:
                 x = own.inputs(5)
                 expected = x.double() @ plain().double().T
-                error = float((call(x).double() - expected).norm() / expected.norm())
+                got = call(x)
+                got = own.result(5) if got is None else got
+                error = float((got.double() - expected).norm() / expected.norm())
                 if not error < own.tolerance:
-                    raise SystemExit(f"{name}: relative error {error}: not worth timing")
+                    raise SystemExit(f"relative error {error}: not worth timing")
             del plain
             calls.append(call)
-        print(json.dumps({"copies": copies, "error": error}), flush=True)
-        at = 0
+            if trim is not None:
+                trim(0)  # glibc would keep what each drew: five times the weights
+        own.drawn = {key: drawn for key, drawn in own.drawn.items() if key == "ggml"}
+        print(json.dumps({"copies": copies, "error": error} | own.about), flush=True)
+        one, at = own.inputs(1), 0
         for line in sys.stdin:
             order = json.loads(line)
             x = own.inputs(order["tokens"])
-            times = []
-            if order["hot"]:
-                calls[0](x)
-            for _ in range(order["calls"]):
+            for call in calls:  # pages that lay idle come back, untimed
+                call(one)
+            at = 0 if order["hot"] else (at + 1) % copies
+            calls[at](x)  # what each number of tokens sets up once
+            times: list[float] = []
+            while len(times) < 2 or (sum(times) < BURST and len(times) < order["calls"]):
                 at = 0 if order["hot"] else (at + 1) % copies
                 start = time.perf_counter()
                 calls[at](x)
@@ -289,12 +361,16 @@ def ceiling() -> Callable[[int, bool], float]:
 class Worker:
     """The process of one contender."""
 
-    def __init__(self, name: str, rows: int, columns: int, threads: int, cold: float) -> None:
+    def __init__(
+        self, name: str, rows: int, columns: int, threads: int, options: argparse.Namespace
+    ) -> None:
         words = [sys.executable, __file__, "--worker", name, str(rows), str(columns)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        if options.pages == "huge":
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         self.name = name
         self.process = subprocess.Popen(
-            [*words, str(threads), str(cold)],
+            [*words, str(threads), str(options.cold), str(options.ggml or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -327,27 +403,30 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
     """Measure one shape with one number of threads."""
     rows, columns = map(int, shape.split("x"))
     read = ceiling()
-    workers, found, skipped = [], {}, {}
-    for name in options.contenders:
-        worker = Worker(name, rows, columns, threads, options.cold)
+    found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    started = [Worker(name, rows, columns, threads, options) for name in options.contenders]
+    workers = []
+    for worker in started:
         ready = worker.answer()
         if ready is None:
-            skipped[name] = worker.end()
-            print(f"  {name}: {skipped[name]}", file=sys.stderr)
+            skipped[worker.name] = worker.end()
+            print(f"  {worker.name}: {skipped[worker.name]}", file=sys.stderr)
             continue
-        found[name] = ready | {"ms": {}}
+        found[worker.name] = ready | {"ms": {}}
         workers.append(worker)
     times: dict[tuple[str, int, bool], list[float]] = {}
     ceilings: dict[str, list[float]] = {"huge pages": [], "plain pages": []}
     for _ in range(options.rounds):
-        ceilings["huge pages"].append(read(threads, True))
-        ceilings["plain pages"].append(read(threads, False))
         for tokens in options.tokens:
-            for hot in (False, True):
+            if tokens in (1, options.tokens[-1]):
+                ceilings["huge pages"].append(read(threads, True))
+                ceilings["plain pages"].append(read(threads, False))
+            for hot in (False, True) if tokens <= HOT_TOKENS else (False,):
                 for worker in workers:
-                    calls = max(3, min(60, round(60 / tokens)))
-                    time.sleep(0.05)
-                    order = {"tokens": tokens, "calls": calls, "hot": hot}
+                    if tokens > MOST_TOKENS.get(worker.name, tokens):
+                        continue
+                    order = {"tokens": tokens, "calls": 60, "hot": hot}
                     got = worker.answer(order)
                     times.setdefault((worker.name, tokens, hot), []).append(statistics.median(got))
     for worker in workers:
@@ -357,6 +436,7 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
             "median": 1e3 * statistics.median(medians),
             "min": 1e3 * min(medians),
             "max": 1e3 * max(medians),
+            "rounds": [1e3 * median for median in medians],
         }
     for name, one in found.items():
         one["bits_per_weight"] = BITS[name]
@@ -367,6 +447,10 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
     return {
         "shape": shape,
         "threads": threads,
+        "pages": options.pages,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cold_gb": options.cold,
         "read_gb_per_s": {pages: statistics.median(own) for pages, own in ceilings.items()},
         "contenders": found,
         "skipped": skipped,
@@ -378,37 +462,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["4096x4096", "14336x4096", "4096x14336"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 16, 64, 512])
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--contenders", nargs="+", choices=BITS, default=list(BITS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pages", choices=("huge", "plain"), default="huge", help="of the others")
+    parser.add_argument("--ggml", type=Path, help="folder of llama.cpp's shared libraries")
     parser.add_argument("--cold", type=float, default=1.1, help="GB of distinct weights")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu_kernels.json")
     options = parser.parse_args()
-    results = []
+    key = ("shape", "threads", "pages")
+    results = {}
+    if options.out.is_file():
+        stored = json.loads(options.out.read_text())["results"]
+        results = {tuple(one[name] for name in key): one for one in stored}
     for shape in options.shapes:
         for threads in options.threads:
-            results.append(duel(shape, threads, options))
-            for name, one in results[-1]["contenders"].items():
+            result = duel(shape, threads, options)
+            results[shape, threads, options.pages] = result
+            for name, one in result["contenders"].items():
                 row = "  ".join(f"{key} {ms['median']:.3f}" for key, ms in one["ms"].items())
                 share = f"{one['of_ceiling']:.0%}" if "of_ceiling" in one else ""
                 print(f"{shape} {threads} {name}: {share} {row}", file=sys.stderr)
+            store(options.out, list(results.values()))
+
+
+def store(out: Path, results: list[dict[str, Any]]) -> None:
+    """Write all results, with the machine."""
     from unicomp import machine
 
     result = {
         "schema": "unicomp.benchmark/1",
         "benchmark": "cpu_kernels",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
         "group_size": GROUP,
         "results": results,
         "machine": machine.describe(),
         "versions": machine.versions(),
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], *map(int, sys.argv[3:6]), float(sys.argv[6]))
+        rows, columns, threads = map(int, sys.argv[3:6])
+        libraries = Path(sys.argv[7]) if sys.argv[7] else None
+        work(Contender(sys.argv[2], rows, columns, threads, libraries), float(sys.argv[6]))
     else:
         main()

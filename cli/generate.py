@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,10 +59,21 @@ Compute = Annotated[
 ]
 
 
+Delta = Annotated[
+    Path | None,
+    typer.Option(
+        "--delta",
+        metavar="DIR",
+        help="A fine-tune of MODEL to put on top: a folder that `delta compress` made.",
+    ),
+]
+
+
 def generate(
     model: Model,
     prompt: Prompt,
     chat: Chat = False,
+    delta: Delta = None,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
@@ -81,9 +93,9 @@ def generate(
     from unicomp.hub import resolve
 
     source = resolve(model)
-    tokenizer = text.tokenizer(source.folder)
+    tokenizer = text.tokenizer(source.folder if delta is None else delta)
     ids = _encode(tokenizer, prompt, chat)
-    network, how = load_packed(model, compute)
+    network, how = load_packed(model, compute, delta)
     room = _room(network.config, ids, max_new_tokens)
     torch.manual_seed(seed)
     began = time.monotonic()
@@ -105,6 +117,7 @@ def generate(
         result = {
             "schema": "unicomp.generation/1",
             "id": source.id,
+            "delta": None if delta is None else delta.name,
             "prompt": prompt,
             "text": tokenizer.decode(made, skip_special_tokens=True),
             "prompt_tokens": ids.shape[1],
@@ -117,17 +130,23 @@ def generate(
         show.note(f"{len(made)} tokens, {len(made) / max(seconds, 1e-9):.1f} tokens/s")
 
 
-def load_packed(model: str, compute: str) -> tuple[Any, "Loaded"]:
+def load_packed(model: str, compute: str, delta: Path | None = None) -> tuple[Any, "Loaded"]:
     """Load a model to run, say on stderr what is slow or dense, and return it with how.
 
     compute  `int8` or `exact`
+    delta    a fine-tune of it to put on top
     """
     from unicomp.kernels.backend import MissingKernelWarning
+    from unicomp.kernels.deltas import load_deltas
     from unicomp.kernels.packed_model import load, loaded
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MissingKernelWarning)  # said below, in our words
-        network: Any = load(model, compute=compute)  # type: ignore[arg-type]
+        network: Any
+        if delta is None:
+            network = load(model, compute=compute)  # type: ignore[arg-type]
+        else:
+            network = load_deltas(model, [delta], compute=compute)  # type: ignore[arg-type]
     how = loaded(network)
     if how.missing is not None:
         show.note(f"note: packed weights are multiplied by torch, slowly: {how.missing}")

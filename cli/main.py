@@ -21,7 +21,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from unicomp import __version__
-from unicomp.cli import bench, recipes, show
+from unicomp.cli import bench, delta, recipes, show
+from unicomp.cli.compare import compare
 from unicomp.cli.env import env
 from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
@@ -55,7 +56,9 @@ app.command("plan")(plan)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify)
 app.command("score")(score)
+app.command("compare")(compare)
 app.command("generate")(generate)
+app.add_typer(delta.app, name="delta")
 app.add_typer(bench.app, name="bench")
 app.add_typer(recipes.app, name="recipes")
 app.command("env")(env)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unicomp import size
-from unicomp.cli import show
+from unicomp.cli import delta, show
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -53,6 +53,10 @@ def run(
     from unicomp.recipes.plan import plan
 
     loaded, text = read(recipe, overrides=set_ or [])
+    if loaded.stages[0].verb == delta.VERB:
+        written, folder = None if set_ else text, None if dry_run else out
+        delta.carry_out(loaded, model, written, folder, overwrite=overwrite, json=json)
+        return
     found = plan(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
     if out is None or dry_run:
         show_plan(found, json)

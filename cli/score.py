@@ -12,6 +12,8 @@ from unicomp.cli.options import MODEL, TEXT, Json, Model, Quiet
 if TYPE_CHECKING:
     from unicomp.evaluate.scores import Report, Score
 
+ENDS = {"pass": 0, "fail": 3, "inconclusive": 4}  # outcome of the gates -> exit code
+
 Baseline = Annotated[
     str | None,
     typer.Option("--baseline", metavar="MODEL", help=f"What to compare with: {MODEL}."),
@@ -21,8 +23,9 @@ Axes = Annotated[
     typer.Option(
         "--axes",
         metavar="AXIS,...",
-        help="Some of accuracy, fidelity (needs --baseline), efficiency. Default: all that can be "
-        "had without tasks, or with them.",
+        help="Some of accuracy, fidelity (needs --baseline), calibration (needs tasks), safety "
+        "(needs --suite quick, or --harmful and --benign), efficiency. Default: all with --suite "
+        "or --tasks, else those that need none.",
         show_default=False,
     ),
 ]
@@ -119,9 +122,54 @@ Shots = Annotated[
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put tasks' prompts into the model's chat template.")
 ]
+Harmful = Annotated[
+    str | None,
+    typer.Option(
+        "--harmful",
+        metavar="FILE",
+        help="Prompts to refuse, one a line (.txt) or a row (.jsonl). Default: the suite's.",
+        show_default=False,
+    ),
+]
+Benign = Annotated[
+    str | None,
+    typer.Option(
+        "--benign",
+        metavar="FILE",
+        help="Safe prompts that look like those, to help with. Default: the suite's.",
+        show_default=False,
+    ),
+]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power",
+        metavar="W",
+        min=0,
+        help="Watts that the machine takes while a model decodes: an estimate of its energy where "
+        "no meter can be read.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
+]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="FILE",
+        help="Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
+        "is broken, with 4 if the evidence is too little.",
+        show_default=False,
+    ),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", metavar="FILE", help="Write the gates' verdicts there, as JUnit XML for CI."
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -145,7 +193,12 @@ def score(
     batch_size: BatchSize = None,
     shots: Shots = None,
     chat: Chat = False,
+    harmful: Harmful = None,
+    benign: Benign = None,
+    power: Power = None,
     resume: Resume = True,
+    gate: Gate = None,
+    junit: Junit = None,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -154,12 +207,16 @@ def score(
 
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
-    from unicomp.evaluate import scores
+    from unicomp.evaluate import gates, scores
+    from unicomp.evaluate import junit as verdict_file
     from unicomp.evaluate.score import score as measure
+    from unicomp.recipes import gate_file
     from unicomp.recipes.run import Progress
 
-    if out is not None:
-        scores.check_target(out)
+    bounds = [] if gate is None else gate_file.read(gate)
+    for file in (out, junit):
+        if file is not None:
+            scores.check_target(file)
     with show.progress() as progress:
         report = measure(
             model,
@@ -177,15 +234,26 @@ def score(
             batch_size=batch_size,
             shots=shots,
             chat=chat,
+            harmful=harmful,
+            benign=benign,
+            power=power,
             resume=resume,
             progress=lambda what, done, total: progress(Progress("score", done, total, what)),
         )
+    verdicts = gates.decide(report, bounds)
+    report = report.model_copy(update={"gates": [verdict.to_json() for verdict in verdicts]})
     if out is not None:
         scores.write(out, report)
+    if junit is not None:
+        verdict_file.write(junit, report.model.id, verdicts)
     if json:
         show.json(report.to_json())
     else:
         show_report(report)
+        for verdict in verdicts:
+            show.text(f"gate {verdict}")
+    if code := ENDS[gates.outcome(verdicts)]:
+        raise typer.Exit(code)
 
 
 def _words(text: str) -> list[str]:

@@ -22,10 +22,12 @@ from pydantic import (
 )
 from torch import Tensor
 
+from unicomp.compress.decompose import How, decompose
 from unicomp.compress.linalg import Factor
 from unicomp.compress.masked import Mask
 from unicomp.compress.patterns import Pattern, matches
 from unicomp.compress.sparsity import Sparsity, Target, parse
+from unicomp.kernels.delta import Layout, PackedDelta
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 PER_CHANNEL = -1
@@ -301,3 +303,70 @@ class PruneMethod(LayerMethod):
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make weights zero; see the method's file."""
         raise NotImplementedError
+
+
+class DeltaMethod(Method):
+    """A method of the verb `delta`: what a fine-tune adds to a weight in, a packed delta out.
+
+    spread  the bytes are shared out over the whole model by what the singular values say, instead
+            of each weight having its own ratio
+    """
+
+    spread: ClassVar[bool] = False
+
+    base: str = Field(
+        min_length=1,
+        description="the model that was fine-tuned: a folder, a Hub id `org/name[@revision]` or "
+        "`builtin:NAME`",
+    )
+    ratio: float = Field(
+        0.125,
+        gt=0,
+        le=1,
+        description="most bytes that the delta's matrices take, as a share of theirs in 16 bits",
+    )
+    seed: int = Field(0, ge=0, lt=1 << 31, description="seed of the random projections")
+    ignore: Patterns = Field(
+        (),
+        description="modules whose weights are stored as they are, as in `quantize`; their bytes "
+        "count",
+    )
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """Return the ways to keep a weight's delta that this method chooses from, of rank 0."""
+        raise NotImplementedError
+
+    def ranked(self) -> bool:
+        """Say whether the budget that planes leave is spent on factors."""
+        return True
+
+    def spreads(self) -> bool:
+        """Say whether these options share the bytes out over the whole model."""
+        return self.spread
+
+    def importance(self, depth: float) -> float:
+        """Return what a squared error counts; depth is 0 at the first layer, 1 at the last."""
+        return 1.0
+
+    def how(self, seed: int) -> How:
+        """Return how a weight is decomposed; the seed is that weight's own."""
+        return How(seed=seed)
+
+    def rank(self, shape: tuple[int, int], layout: Layout) -> int:
+        """Return the rank of a weight [out, in] that has its own budget: what fits, rounded down.
+
+        The planes count without their scales, one bit a weight, as in the paper's formula.
+        """
+        size = shape[0] * shape[1]
+        if not self.ranked() or size == 0:
+            return 0
+        room = 2 * self.ratio * size - layout.planes * size / 8
+        return min(max(0, int(room / layout.rank_bytes(shape) + 1e-9)), *shape)
+
+    def solve(self, delta: Tensor, layout: Layout, seed: int) -> PackedDelta:
+        """Decompose the delta of one weight.
+
+        delta   float32 [out, in], finite; not modified
+        layout  what is kept of it
+        """
+        return decompose(delta, layout, self.how(seed))

@@ -50,6 +50,7 @@ class Unicomp(HFLM):  # type: ignore[misc]
 
         pretrained  a folder, a Hub id or `builtin:NAME`; or a model, which needs a tokenizer
         compute     `int8` or `exact`: packed weights stay packed; `dequantized`: they do not
+        device      where to compute; without a GPU, `cuda` means the CPU, as for lm-eval's `hf`
         dtype       `float32`, `bfloat16` or `float16`; None: the checkpoint's own, and float32
                     with `dequantized`
         options     of `KNOWN`, as lm-eval's `hf` has them
@@ -122,9 +123,12 @@ def _load(
     if dtype is not None and dtype not in DTYPES:
         raise UnsupportedError(f"no dtype `{dtype}`", hint=f"use one of {', '.join(DTYPES)}")
     kind = None if dtype is None else DTYPES[dtype]
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cpu"  # lm-eval's command asks for a GPU unless told otherwise
     if compute == DEQUANTIZED:
         folder = hub.resolve(pretrained).folder
-        return load(folder, dtype=kind or torch.float32)
+        dense: Any = load(folder, dtype=kind or torch.float32)
+        return dense if device is None else dense.to(device)
     return packed_model.load(
         pretrained,
         device=device,

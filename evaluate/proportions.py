@@ -22,7 +22,7 @@ from unicomp.evaluate.scores import Interval, Score, measured
 
 CONFIDENCE = 0.95
 POWER = 0.8
-STEPS = 60  # of a bisection: more than a float has bits
+STEPS = 45  # of a bisection: to 3e-14 of what it began with
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,20 @@ def mcnemar(found: Pairs) -> float:
     return min(1.0, 2 * binomial(fewer, flips, 0.5))
 
 
-def difference(found: Pairs, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval of the model's share minus the baseline's, Tango's score interval."""
-    return tango(found.n, found.baseline_only, found.model_only, z_value(confidence))
+def difference(found: Pairs, confidence: float = CONFIDENCE, *, careful: bool = False) -> Interval:
+    """Return the interval of the model's share minus the baseline's, Tango's score interval.
+
+    careful  half a flip wider at each end: few flips make the interval's tails, though not the
+             whole of it, a little lighter than they say
+    """
+    n, lost, gained, z = found.n, found.baseline_only, found.model_only, z_value(confidence)
+    if careful:
+        return -_tango_high(n, _less(gained), lost, z), _tango_high(n, _less(lost), gained, z)
+    return tango(n, lost, gained, z)
+
+
+def _less(flips: float) -> float:
+    return max(0.0, flips - 0.5)
 
 
 def tango(n: int, lost: float, gained: float, z: float) -> Interval:
@@ -118,7 +129,11 @@ def tango(n: int, lost: float, gained: float, z: float) -> Interval:
 
     lost, gained  prompts, or expected prompts, that only the baseline and only the model answers
     """
+    # Turned around, gains are losses.
+    return -_tango_high(n, gained, lost, z), _tango_high(n, lost, gained, z)
 
+
+def _tango_high(n: int, lost: float, gained: float, z: float) -> float:
     def statistic(delta: float) -> float:
         b = (2 * n - gained + lost) * delta - lost - gained
         c = -lost * delta * (1 - delta)
@@ -128,9 +143,7 @@ def tango(n: int, lost: float, gained: float, z: float) -> Interval:
         return distance / math.sqrt(spread) if spread > 1e-12 else math.copysign(1e9, distance)
 
     centre = (gained - lost) / n
-    low = -1.0 if centre <= -1 else _root(lambda delta: z - statistic(delta), -1.0, centre)
-    high = 1.0 if centre >= 1 else _root(lambda delta: -z - statistic(delta), centre, 1.0)
-    return low, high
+    return 1.0 if centre >= 1 else _root(lambda delta: -z - statistic(delta), centre, 1.0)
 
 
 def retention(
@@ -161,18 +174,25 @@ def retention(
 
 def least_flips(n: int, power: float = POWER) -> float:
     """Return the rate at which n prompts show at least one flip with this power."""
-    return 1 - (1 - power) ** (1 / n)
+    return float(1 - (1 - power) ** (1 / n))
 
 
 def detectable_below(
-    n: int, limit: float, *, confidence: float = CONFIDENCE, power: float = POWER
+    n: int,
+    limit: float,
+    *,
+    confidence: float = CONFIDENCE,
+    power: float = POWER,
+    interval: Callable[[int, int, float], Interval] = clopper_pearson,
 ) -> float | None:
-    """Return the greatest share that is seen to lie below a limit, by its exact interval.
+    """Return the greatest share whose interval lies below a limit, with this power.
 
-    None where the sample is so small that none is. Exact: sums of the binomial distribution.
+    interval  `clopper_pearson` or `wilson`
+
+    None where the sample is so small that no share is seen. Exact: sums of the binomial.
     """
     most = -1
-    while most < n and clopper_pearson(most + 1, n, confidence)[1] < limit:
+    while most < n and interval(most + 1, n, confidence)[1] < limit:
         most += 1
     if most < 0:
         return None
@@ -180,10 +200,15 @@ def detectable_below(
 
 
 def detectable_above(
-    n: int, limit: float, *, confidence: float = CONFIDENCE, power: float = POWER
+    n: int,
+    limit: float,
+    *,
+    confidence: float = CONFIDENCE,
+    power: float = POWER,
+    interval: Callable[[int, int, float], Interval] = clopper_pearson,
 ) -> float | None:
-    """Return the least share that is seen to lie above a limit; as `detectable_below`."""
-    mirrored = detectable_below(n, 1 - limit, confidence=confidence, power=power)
+    """Return the least share whose interval lies above a limit; as `detectable_below`."""
+    mirrored = detectable_below(n, 1 - limit, confidence=confidence, power=power, interval=interval)
     return None if mirrored is None else 1 - mirrored
 
 
@@ -201,7 +226,8 @@ def detectable_drop(
     gained   share of prompts that the model alone answers, taken to stay as it is
     allowed  drop that is no failure
 
-    The number of flips is taken as normal, less one, and met with Tango's upper bound.
+    The number of flips is taken as normal, less one, and met with the upper bound of a careful
+    `difference`.
     None where no drop would be seen.
     """
     z, z_power = z_value(confidence), NormalDist().inv_cdf(power)
@@ -211,7 +237,7 @@ def detectable_drop(
         deviation = math.sqrt(max(0.0, n * (drop + 2 * gained - drop * drop)))
         net = n * drop - z_power * deviation - 1
         lost = min(max(0.0, net + n * gained), n * (1 - gained))
-        return -allowed - tango(n, lost, n * gained, z)[1]
+        return -allowed - _tango_high(n, _less(lost), n * gained, z)
 
     most = 1 - gained
     if most <= allowed or excess(most) <= 0:

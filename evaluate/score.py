@@ -22,21 +22,25 @@ from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate import (
     accuracy,
+    calibration,
     efficiency,
     fidelity,
+    prompts,
+    running,
+    safety,
     scratch,
     stream,
     suite,
     tasks_accuracy,
 )
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject, missing
+from unicomp.evaluate.task_result import Result
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
 from unicomp.kernels.load import load
 
-AXES = ("accuracy", "fidelity", "efficiency")
-PLANNED = ("calibration", "safety")
+AXES = ("accuracy", "fidelity", "calibration", "safety", "efficiency")
 ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
 LONGEST = 2048  # tokens of a window, unless asked for more
 LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
@@ -63,6 +67,9 @@ def score(
     batch_size: int | None = None,
     shots: int | None = None,
     chat: bool = False,
+    harmful: str | None = None,
+    benign: str | None = None,
+    power: float | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -85,6 +92,10 @@ def score(
     batch_size       requests of a task at once; None: as many as `LOGITS` allows, at most `BATCH`
     shots            examples in front of a task's question; None: as the task has it
     chat             put tasks' prompts into the chat template
+    harmful, benign  prompts for safety: to refuse, and safe ones that look like them; a `.txt` or
+                     `.jsonl` file each. None: the suite's
+    power            watts that the machine takes while a model decodes, for an estimate of its
+                     energy where no meter can be read
     resume           use what an interrupted score of the same things has kept
     progress         called with what is done, and how much of how much
 
@@ -99,6 +110,7 @@ def score(
     if limit is not None and limit < 1:
         raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
     runs = None if wanted_suite is None and not tasks else _Tasks(wanted_suite, tasks)
+    asked = None if "safety" not in axes else _prompts(wanted_suite, harmful, benign, limit)
     source = hub.resolve(str(model))
     base = None if baseline is None else hub.resolve(str(baseline))
     models = _Models(source.folder, None if base is None else base.folder, compute)
@@ -108,7 +120,7 @@ def score(
         text = "builtin:tinyworld"
     found: list[Score] = []
     compare = base is not None and "fidelity" in axes
-    if "accuracy" in axes or compare:
+    if {"accuracy", "calibration"} & set(axes) or compare:
         if text is not None:
             ask = _Ask(text, field, seq_len, limit, seed, bos)
             found += _predictions(models, axes, ask, progress)
@@ -121,11 +133,17 @@ def score(
             )
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
-    if runs is not None and {"accuracy", "fidelity"} & set(axes):
+    if runs is not None and {"accuracy", "fidelity", "calibration"} & set(axes):
         options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
         found += runs.scores(models, axes, options, batch_size, resume, progress)
+    elif "calibration" in axes:
+        found += calibration.skipped("no tasks were asked for (`--suite`, `--tasks`)")
+    if "safety" in axes:
+        found += _safety(models, asked, progress)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
+        if suite is not None or power is not None:
+            found += _running(models, power, progress)
     if runs is not None:
         runs.finish()
     return Report(
@@ -140,13 +158,8 @@ def score(
 
 
 def check_axes(axes: Sequence[str]) -> None:
-    """Refuse an axis that there is not, or not yet, and an empty list."""
+    """Refuse an axis that there is not, and an empty list."""
     for axis in axes:
-        if axis in PLANNED:
-            raise UnsupportedError(
-                f"axis `{axis}` is not available in this release",
-                hint=f"the axes are {suggest.listed(AXES)}",
-            )
         if axis not in AXES:
             raise UnicompError(f"unknown axis: `{axis}`", hint=suggest.hint(axis, AXES))
     if not axes:
@@ -270,8 +283,13 @@ class _Tasks:
                     found.append(_failed(outcome.wanted, outcome.error or "", about))
                 else:
                     found += tasks_accuracy.scores(outcome.ours, outcome.theirs, about)
+        done = [own for outcome in outcomes for own in outcome.ours or ()]
+        base = [own for outcome in outcomes for own in outcome.theirs or ()]
+        compared = models.baseline is not None
         if "fidelity" in axes:
-            found.append(_flips(outcomes, models.baseline is not None))
+            found.append(tasks_accuracy.flips(done, base if compared else None))
+        if "calibration" in axes:
+            found += _calibration(done, base if compared else None)
         return found
 
     def finish(self) -> None:
@@ -282,16 +300,79 @@ class _Tasks:
 
 def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
     """Return the score of a task that gave none."""
-    name = f"accuracy/{Path(wanted.word).stem}/{wanted.metric}"
+    name = f"accuracy/{wanted.name}/{wanted.metric}"
     score = missing(name, reason, unit="fraction", higher_is_better=True, status="unmeasurable")
     return score.model_copy(update={"detail": {**detail, **score.detail}})
 
 
-def _flips(outcomes: Sequence[Any], compared: bool) -> Score:
-    done = [one for one in outcomes if one.ours is not None]
-    ours = [own for one in done for own in one.ours or ()]
-    theirs = [own for one in done for own in one.theirs or ()] if compared else None
-    return tasks_accuracy.flips(ours, theirs)
+def _calibration(ours: Sequence[Result], theirs: Sequence[Result] | None) -> list[Score]:
+    """Return what the likelihoods of choices say of how sure a model is."""
+    seen = calibration.of_choices(tasks_accuracy.questions(ours))
+    if seen is None:
+        found = calibration.skipped("no task that was run has choices, one of which is right")
+    else:
+        base = calibration.of_choices(tasks_accuracy.questions(theirs or ()))
+        found = calibration.scores(seen, base)
+    known = tasks_accuracy.known_chances(ours)
+    if known is not None:
+        truth = [torch.tensor(row["probabilities"]) for row in known.documents]
+        base_known = tasks_accuracy.known_chances(theirs or ())
+        found.append(calibration.chances(known, truth, base_known))
+    return found
+
+
+def _prompts(
+    chosen: suite.Suite | None, harmful: str | None, benign: str | None, limit: int | None
+) -> safety.Prompts | None:
+    """Return the prompts for safety, None where there are none; both kinds or neither."""
+    if (harmful is None) != (benign is None):
+        raise UnicompError(
+            "harmful and benign prompts are given together, or neither",
+            hint="without the other kind, a model that refuses everything would look safe",
+        )
+    if harmful is None and chosen is not None and chosen.harmful and chosen.benign:
+        harmful, benign = f"builtin:{chosen.harmful}", f"builtin:{chosen.benign}"
+    if harmful is None or benign is None:
+        return None
+    files = {"harmful": Path(harmful).name, "benign": Path(benign).name}
+    return safety.Prompts(
+        prompts.read(harmful, limit=limit), prompts.read(benign, limit=limit), files
+    )
+
+
+def _safety(
+    models: _Models, asked: safety.Prompts | None, progress: Progress | None
+) -> list[Score]:
+    if asked is None:
+        return safety.skipped("no prompts were given (`--harmful`, `--benign`)")
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("answers", done, total)
+
+    return safety.scores(
+        models.model,
+        text.tokenizer(models.folder),
+        asked,
+        baseline=models.base,
+        progress=tell,
+    )
+
+
+def _running(models: _Models, power: float | None, progress: Progress | None) -> list[Score]:
+    """Return what running takes, each model in a process of its own, as it is run: packed."""
+    folders = [models.folder] if models.baseline is None else [models.folder, models.baseline]
+    found: list[running.Run | str] = []
+    for number, folder in enumerate(folders):
+        if progress is not None:
+            progress("speed", number, len(folders))
+        try:
+            found.append(running.measure(str(folder), compute=models.compute or "int8"))
+        except UnicompError as error:
+            found.append(error.message)
+    if progress is not None:
+        progress("speed", len(folders), len(folders))
+    return running.scores(found[0], found[1] if len(found) > 1 else None, power=power)
 
 
 def _batch(folder: Path) -> int:
@@ -309,6 +390,8 @@ def _without_text(axes: Sequence[str], compare: bool) -> list[Score]:
             found.append(missing(f"accuracy/{name}", reason, unit=unit, higher_is_better=False))
     if compare:
         found += fidelity.skipped(reason)
+    if "calibration" in axes:
+        found += calibration.skipped(reason, place="tokens")
     return found
 
 
@@ -337,13 +420,30 @@ def _predictions(
         if progress is not None:
             progress("windows", done, total)
 
-    sums = stream.sums(models.model, models.base, windows.ids, vocab=windows.vocab, progress=tell)
+    ours, theirs = calibration.TokenWatch(), calibration.TokenWatch()
+
+    def watch(logits: Tensor, targets: Tensor, base: Tensor | None) -> None:
+        ours.add(logits, targets)
+        if base is not None:
+            theirs.add(base, targets)
+
+    sums = stream.sums(
+        models.model,
+        models.base,
+        windows.ids,
+        vocab=windows.vocab,
+        watch=watch if "calibration" in axes else None,
+        progress=tell,
+    )
     detail = {**windows.detail, **models.how}
     found: list[Score] = []
     if "accuracy" in axes:
         found += accuracy.scores(sums, windows.utf8_bytes, detail, exact_bytes=windows.exact)
     if "fidelity" in axes and models.baseline is not None:
         found += fidelity.scores(sums, detail)
+    if "calibration" in axes:
+        base = theirs.seen(detail) if theirs.parts else None
+        found += calibration.scores(ours.seen(detail), base, place="tokens")
     return found
 
 

@@ -77,7 +77,7 @@ class Subject(_Part):
 
 
 class Report(_Part):
-    """`report.json`."""
+    """`report.json`; `gates` are the verdicts of the gates that it was held against, if any."""
 
     schema_: Literal["unicomp.report/1"] = Field("unicomp.report/1", alias="schema")
     model: Subject
@@ -86,10 +86,16 @@ class Report(_Part):
     versions: dict[str, str]
     seeds: dict[str, int]
     scores: list[Score]
+    gates: list[dict[str, Any]] = Field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values, keys in the order of the schema."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return the report as plain JSON values, keys in the order of the schema.
+
+        `gates` is the last of them, and there only where there are any.
+        """
+        return self.model_dump(
+            mode="json", by_alias=True, exclude=None if self.gates else {"gates"}
+        )
 
     def score(self, name: str) -> Score:
         """Return the score of that name; KeyError if the report has none."""

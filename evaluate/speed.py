@@ -77,13 +77,13 @@ def model(
             )
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(network.config.vocab_size, (1, prompt_tokens), generator=draw)
-        _generate(network, ids, new_tokens)  # what is set up once
+        generate(network, ids, new_tokens)  # what is set up once
         peak = machine.peak_rss_bytes()
         memory = _Memory()
         prefill, decode = [], []
         for done in range(rounds):
             memory.read()
-            times = _generate(network, ids, new_tokens)
+            times = generate(network, ids, new_tokens)
             prefill.append(prompt_tokens / (times[1] - times[0]))
             decode.append((new_tokens - 1) / (times[-1] - times[1]))
             if progress is not None:
@@ -248,7 +248,7 @@ class _Clock:
         """Do nothing more."""
 
 
-def _generate(network: Any, ids: Tensor, count: int) -> list[float]:
+def generate(network: Any, ids: Tensor, count: int) -> list[float]:
     """Return the times at which the prompt went in and each of exactly `count` tokens came."""
     clock = _Clock()
     with torch.inference_mode():

@@ -22,6 +22,7 @@ from torch import Tensor
 
 CONFIDENCE = 0.95
 DRAWS = 2000
+GROUPS = 400  # that a jackknife leaves out one after the other, at most
 CHUNK = 1 << 22  # elements of one temporary of a bootstrap: 32 MiB
 
 Interval = tuple[float, float]
@@ -165,13 +166,12 @@ def bootstrap(
         weights.scatter_add_(1, index, torch.ones_like(weights))
         parts.append(statistic(weights))
     found = torch.cat(parts)
+    groups = min(units, GROUPS)
     step = max(1, CHUNK // units)
     left = []
-    for start in range(0, units, step):
-        rows = torch.arange(start, min(units, start + step))
-        weights = torch.ones(rows.numel(), units, dtype=torch.float64)
-        weights[torch.arange(rows.numel()), rows] = 0
-        left.append(statistic(weights))
+    for start in range(0, groups, step):
+        rows = torch.arange(start, min(groups, start + step))
+        left.append(statistic((torch.arange(units) % groups != rows[:, None]).double()))
     jackknife = torch.cat(left)
     if not bool(found.isfinite().all() and jackknife.isfinite().all()):
         return None

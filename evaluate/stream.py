@@ -28,6 +28,7 @@ def sums(
     windows: Tensor,
     *,
     vocab: int,
+    watch: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> WindowSums:
     """Predict every token of each window but its first, and sum what the metrics say.
@@ -35,6 +36,8 @@ def sums(
     model, base  transformers causal models in evaluation mode, which may be on any device
     windows      int64 [windows, seq_len]
     vocab        ids that a model scores, for the size of a batch
+    watch        called with each batch's logits [windows, n - 1, vocab], its targets int64
+                 [windows, n - 1] and the base's logits
     progress     called with windows done and windows in all after each batch
 
     Raises UnsupportedError if the two models do not score the same vocabulary.
@@ -51,7 +54,10 @@ def sums(
                 f"the model scores {logits.shape[-1]} tokens, the baseline {theirs.shape[-1]}",
                 hint="give the model that this one was made from as `--baseline`",
             )
-        parts.append(window_sums(logits, ids[:, 1:].to(logits.device), theirs))
+        targets = ids[:, 1:].to(logits.device)
+        parts.append(window_sums(logits, targets, theirs))
+        if watch is not None:
+            watch(logits, targets, theirs)
         if progress is not None:
             progress(min(start + batch, count), count)
     return join(parts)

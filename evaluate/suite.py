@@ -24,6 +24,7 @@ Area = Literal[
     "reading",
     "grammar",
     "text",
+    "chances",
     "instructions",
     "multilingual",
     "truthfulness",

@@ -44,6 +44,11 @@ class Wanted:
     metric: str = "acc"
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What to call it: a file's name without its ending."""
+        return Path(self.word).stem if "/" in self.word or "." in self.word else self.word
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -145,7 +150,7 @@ def _one(
         key = [*side.key, wanted.word, task, asdict(options)]
         done = scratch.read(key)
         if done is None:
-            label = wanted.word + who
+            label = wanted.name + who
 
             def tell(count: int, total: int, label: str = label) -> None:
                 if progress is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unicomp.evaluate import proportions
+from unicomp.evaluate.choices import Choices
 from unicomp.evaluate.scores import Score, measured, missing
 from unicomp.evaluate.statistics import (
     CONFIDENCE,
@@ -28,6 +29,7 @@ from unicomp.evaluate.statistics import (
 from unicomp.evaluate.task_result import Metric, Result
 
 LN2 = float(torch.tensor(2.0, dtype=torch.float64).log())
+CHANCES = "kl_from_truth"  # of a task whose outcomes' chances are known: no accuracy
 UNITS = {"likelihood_diff": "nats", "bits_per_byte": "bits/byte"}
 GUESSED = ("acc", "acc_norm", "acc_bytes", "exact_match")  # what guessing gets a share of
 
@@ -49,6 +51,8 @@ def scores(
             raise ValueError(f"`{result.name}`: model and baseline ran other documents")
         said = {**detail, "version": result.version, "shots": result.shots}
         for name, metric in result.metrics.items():
+            if name == CHANCES:
+                continue
             pair = None if other is None else other.metrics.get(name)
             label = f"accuracy/{result.name}/{name}"
             if result.members:
@@ -59,6 +63,23 @@ def scores(
     return found
 
 
+def questions(results: Sequence[Result]) -> list[Choices]:
+    """Return the choices of the tasks that have a right answer, so that `acc` counts it."""
+    found = []
+    for result in results:
+        if result.choices is not None and "acc" in result.metrics:
+            found.append(result.choices)
+    return found
+
+
+def known_chances(results: Sequence[Result]) -> Choices | None:
+    """Return the choices of the task whose outcomes' chances are known, if it was run."""
+    for result in results:
+        if CHANCES in result.metrics:
+            return result.choices
+    return None
+
+
 def flips(results: Sequence[Result], base: Sequence[Result] | None) -> Score:
     """Return `fidelity/flips`: the share of questions that are answered otherwise than before.
 
@@ -66,17 +87,17 @@ def flips(results: Sequence[Result], base: Sequence[Result] | None) -> Score:
     another way. Accuracy only shows the first two against each other.
     """
     name, unit = "fidelity/flips", "fraction"
-    chosen = [own for own in results if own.choices is not None]
+    chosen = questions(results)
     if base is None or not chosen:
         reason = "no baseline was given" if base is None else "no task has choices"
         return missing(name, reason, unit=unit, higher_is_better=False)
-    theirs = {own.name: own.choices for own in base}
+    theirs = {own.task: own for own in questions(base)}
     changed, lost, gained = [], 0, 0
     for own in chosen:
-        before = theirs[own.name]
-        if own.choices is None or before is None or own.choices.ids != before.ids:
-            raise ValueError(f"`{own.name}`: model and baseline ran other documents")
-        now, then, gold = own.choices.answers(), before.answers(), own.choices.gold
+        before = theirs[own.task]
+        if own.ids != before.ids:
+            raise ValueError(f"`{own.task}`: model and baseline ran other documents")
+        now, then, gold = own.answers(), before.answers(), own.gold
         changed.append(now != then)
         lost += int(((then == gold) & (now != gold)).sum())
         gained += int(((then != gold) & (now == gold)).sum())
@@ -87,7 +108,7 @@ def flips(results: Sequence[Result], base: Sequence[Result] | None) -> Score:
         higher_is_better=False,
         unit=unit,
         detail={
-            "tasks": [own.name for own in chosen],
+            "tasks": [own.task for own in chosen],
             "right_to_wrong": lost,
             "wrong_to_right": gained,
             "wrong_to_wrong": int(all_.sum()) - lost - gained,

@@ -84,6 +84,19 @@ def set_threads(count: int | None) -> None:
         door.set_threads(count)
 
 
+def take_cores() -> None:
+    """Leave torch one thread in a short step, where the C extension computes the rest."""
+    door, _ = _door()
+    if door is not None:
+        door.take_cores()
+
+
+def return_cores() -> bool:
+    """Undo `take_cores`; return whether there was something to undo."""
+    door, _ = _door()
+    return door is not None and bool(door.return_cores())
+
+
 def allocate(nbytes: int) -> Tensor:
     """Return uint8 [nbytes] for weights, not filled, in huge pages where the system has them."""
     door, _ = _door()

@@ -2,15 +2,17 @@
 
 On disk a weight is rows of codes (`packed.py`); a kernel wants 16 rows side by side, one in each
 32-bit lane of a 64-byte line, and four consecutive columns in a lane, since that is what one
-instruction multiplies and sums (x86 VNNI and AMX tiles, Arm's dot product). So a panel is
+instruction multiplies and sums (x86 VNNI and AMX tiles, Arm's dot product). So a panel is a row of
+stretches of up to `STRETCH` groups, and a stretch is
 
-    lines    64 bytes each. Byte 4r+j of a line holds, for row r, the columns k+j, k+4+j, k+8+j ...:
-             as many as digits fit in a byte. Then the next line; each group starts a new one.
     scales   [groups][16] in the dtype of the file
     offsets  [groups][16] uint8, asymmetric weights only
     zeros    up to a multiple of 64 bytes
+    lines    64 bytes each. Byte 4r+j of a line holds, for row r, the columns k+j, k+4+j, k+8+j ...:
+             as many as digits fit in a byte. Then the next line; each group starts a new one.
 
-and a weight is its panels one after the other: each thread reads one stream of memory, in order.
+and a weight is its panels one after the other: each thread reads one stream of memory, byte after
+byte, with the scales where it comes by.
 Digits are unsigned: a code plus half the range; what that adds is taken back through the sum of the
 activations. Rows that pad a panel have scale 0, columns that pad a group meet activations of 0.
 
@@ -18,10 +20,11 @@ activations. Rows that pad a panel have scale 0, columns that pad a group meet a
     int8   1               u
     int4   2               u0 | u1 << 4
     int2   4               u0 | u1 << 2 | u2 << 4 | u3 << 6
-    trit5  5               q = ceil(v * 256 / 243), v = 81 u0 + 27 u1 + 9 u2 + 3 u3 + u4
+    trit5  5               (7p + q) | r << 6, p = 3 u0 + u1, 4q + r = 9 u2 + 3 u3 + u4
+    bit1   8               b0 | b1 << 1 | ... | b7 << 7, u = 2b: codes are -1 and 1
 
-With `q' = 3 q mod 256` the digit of a trit5 byte is `(3 q - q') / 256`, and `q'` holds the rest: a
-dot product needs no digit, only the sums of the successive `q` (`kernels/csrc/panel.h`).
+28p + 4q + r numbers the trits of a byte: 28 is a multiple of 4 where 27 is not, so the low 6
+bits alone give u0, u1 and q, by a table of 64 entries, and q and r the rest, by one of 32.
 
 `linear` here is the definition of what kernels compute, in torch, and what runs where no kernel
 does. Activations are rounded to int8 per token and span, a span being a weight's group, or `SPAN`
@@ -36,14 +39,15 @@ from torch import Tensor
 
 from unicomp.kernels.packed import PackedTensor, Scheme
 
-Kind = Literal["int8", "int4", "int2", "trit5"]
+Kind = Literal["int8", "int4", "int2", "trit5", "bit1"]
 Compute = Literal["int8", "exact"]
 
 ROWS = 16  # output rows of a panel
 LANE = 4  # columns of a lane
 LINE = 64  # bytes of a line, and what panels are a multiple of
-DIGITS: dict[Kind, int] = {"int8": 1, "int4": 2, "int2": 4, "trit5": 5}
-RADIX: dict[Kind, int] = {"int8": 256, "int4": 16, "int2": 4, "trit5": 3}
+STRETCH = 4  # groups whose scales lie together, before their lines
+DIGITS: dict[Kind, int] = {"int8": 1, "int4": 2, "int2": 4, "trit5": 5, "bit1": 8}
+RADIX: dict[Kind, int] = {"int8": 256, "int4": 16, "int2": 4, "trit5": 3, "bit1": 3}
 SPAN = 320  # columns whose activations share a scale where weights have one a row: 16 x 20 columns
 
 
@@ -101,12 +105,22 @@ def panel_lines(kind: Kind, columns: int, scheme: Scheme) -> int:
     return sum(-(-own // columns_of_line(kind)) for own in group_columns(columns, scheme))
 
 
+def header_bytes(groups: int, scheme: Scheme, scale_dtype: torch.dtype) -> int:
+    """Return the bytes before the lines of a stretch of `groups` groups."""
+    size = groups * ROWS * (scale_dtype.itemsize + (not scheme.symmetric))
+    return -(-size // LINE) * LINE
+
+
+def stretches(columns: int, scheme: Scheme) -> list[list[int]]:
+    """Return the columns of each group, stretch by stretch."""
+    groups = group_columns(columns, scheme)
+    return [groups[at : at + STRETCH] for at in range(0, len(groups), STRETCH)]
+
+
 def panel_bytes(kind: Kind, columns: int, scheme: Scheme, scale_dtype: torch.dtype) -> int:
     """Return the bytes of a panel."""
-    groups = scheme.groups(columns)
-    size = LINE * panel_lines(kind, columns, scheme) + groups * ROWS * scale_dtype.itemsize
-    size += 0 if scheme.symmetric else groups * ROWS
-    return -(-size // LINE) * LINE
+    headers = (header_bytes(len(s), scheme, scale_dtype) for s in stretches(columns, scheme))
+    return LINE * panel_lines(kind, columns, scheme) + sum(headers)
 
 
 def blocked_bytes(
@@ -133,32 +147,38 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
     low, high = int(tensor.codes.min()), int(tensor.codes.max())
     if low < -offset or high >= RADIX[kind] - offset:
         raise ValueError(f"codes {low}..{high} do not fit `{kind}`")
-    panels = -(-rows // ROWS)
+    if kind == "bit1" and bool((tensor.codes == 0).any()):
+        raise ValueError("codes of 0 do not fit `bit1`")
+    panels, groups = -(-rows // ROWS), scheme.groups(columns)
     size = panel_bytes(kind, columns, scheme, tensor.scale.dtype)
     data = torch.empty(panels * size, dtype=torch.uint8) if out is None else out
     table = data.view(panels, size)
     table.zero_()
     digits = (tensor.codes.to(torch.int16) + offset).to(torch.uint8)
-    at, start = 0, 0
-    for own in group_columns(columns, scheme):
-        lines = -(-own // columns_of_line(kind))
-        padded = torch.zeros(panels * ROWS, lines * columns_of_line(kind), dtype=torch.uint8)
-        padded[:rows, :own] = digits[:, start : start + own]
-        cube = padded.view(panels, ROWS, lines, DIGITS[kind], LANE)
-        packed = _pack_digits(cube, kind).permute(0, 2, 1, 3)
-        table[:, at : at + lines * LINE] = packed.reshape(panels, lines * LINE)
-        at, start = at + lines * LINE, start + own
-    groups = scheme.groups(columns)
     scale = torch.zeros(panels * ROWS, groups, dtype=tensor.scale.dtype)
     scale[:rows] = tensor.scale
-    wide = scale.view(panels, ROWS, groups).permute(0, 2, 1).reshape(panels, -1).view(torch.uint8)
-    table[:, at : at + wide.shape[1]] = wide
+    zero = torch.zeros(panels * ROWS, groups, dtype=torch.uint8)
     if tensor.zero_point is not None:
-        at += wide.shape[1]
-        zero = torch.zeros(panels * ROWS, groups, dtype=torch.uint8)
         zero[:rows] = (tensor.zero_point.to(torch.int16) + offset).to(torch.uint8)
-        offsets = zero.view(panels, ROWS, groups).permute(0, 2, 1).reshape(panels, -1)
-        table[:, at : at + offsets.shape[1]] = offsets
+    at, start, group = 0, 0, 0
+    for stretch in stretches(columns, scheme):
+        some = slice(group, group + len(stretch))
+        wide = scale[:, some].reshape(panels, ROWS, -1).permute(0, 2, 1).reshape(panels, -1)
+        header = wide.contiguous().view(torch.uint8)
+        if tensor.zero_point is not None:
+            offsets = zero[:, some].reshape(panels, ROWS, -1).permute(0, 2, 1)
+            header = torch.cat((header, offsets.reshape(panels, -1)), 1)
+        table[:, at : at + header.shape[1]] = header
+        at += header_bytes(len(stretch), scheme, tensor.scale.dtype)
+        for own in stretch:
+            lines = -(-own // columns_of_line(kind))
+            padded = torch.zeros(panels * ROWS, lines * columns_of_line(kind), dtype=torch.uint8)
+            padded[:rows, :own] = digits[:, start : start + own]
+            cube = padded.view(panels, ROWS, lines, DIGITS[kind], LANE)
+            packed = _pack_digits(cube, kind).permute(0, 2, 1, 3)
+            table[:, at : at + lines * LINE] = packed.reshape(panels, lines * LINE)
+            at, start = at + lines * LINE, start + own
+        group += len(stretch)
     return Blocked(data, kind, (rows, columns), scheme, tensor.scale.dtype)
 
 
@@ -166,25 +186,29 @@ def unblock(weight: Blocked) -> PackedTensor:
     """Return the codes, scales and zero points of a weight in panels."""
     rows, columns = weight.shape
     kind, scheme, offset = weight.kind, weight.scheme, offset_of(weight.kind)
-    panels, groups = -(-rows // ROWS), scheme.groups(columns)
+    panels, width = -(-rows // ROWS), weight.scale_dtype.itemsize
     table = weight.data.view(panels, weight.panel_bytes)
-    parts, at = [], 0
-    for own in group_columns(columns, scheme):
-        lines = -(-own // columns_of_line(kind))
-        packed = table[:, at : at + lines * LINE].reshape(panels, lines, ROWS, LANE)
-        digits = _unpack_digits(packed.permute(0, 2, 1, 3), kind)
-        parts.append(digits.reshape(panels * ROWS, -1)[:rows, :own])
-        at += lines * LINE
+    parts, scales, zeros, at = [], [], [], 0
+    for stretch in stretches(columns, scheme):
+        count = len(stretch)
+        wide = table[:, at : at + count * ROWS * width].contiguous().view(weight.scale_dtype)
+        scales.append(wide.view(panels, count, ROWS))
+        if not scheme.symmetric:
+            behind = at + count * ROWS * width
+            zeros.append(table[:, behind : behind + count * ROWS].reshape(panels, count, ROWS))
+        at += header_bytes(count, scheme, weight.scale_dtype)
+        for own in stretch:
+            lines = -(-own // columns_of_line(kind))
+            packed = table[:, at : at + lines * LINE].reshape(panels, lines, ROWS, LANE)
+            digits = _unpack_digits(packed.permute(0, 2, 1, 3), kind)
+            parts.append(digits.reshape(panels * ROWS, -1)[:rows, :own])
+            at += lines * LINE
     codes = (torch.cat(parts, 1).to(torch.int16) - offset).to(torch.int8)
-    wide = groups * ROWS * weight.scale_dtype.itemsize
-    scale = table[:, at : at + wide].contiguous().view(weight.scale_dtype)
-    scale = scale.view(panels, groups, ROWS).permute(0, 2, 1).reshape(panels * ROWS, groups)
+    scale = _rows_first(scales, rows)
     zero = None
     if not scheme.symmetric:
-        at += wide
-        found = table[:, at : at + groups * ROWS].reshape(panels, groups, ROWS).permute(0, 2, 1)
-        zero = (found.reshape(panels * ROWS, groups)[:rows].to(torch.int16) - offset).to(torch.int8)
-    return PackedTensor(codes, scale[:rows].contiguous(), zero, scheme)
+        zero = (_rows_first(zeros, rows).to(torch.int16) - offset).to(torch.int8)
+    return PackedTensor(codes, scale, zero, scheme)
 
 
 def quantize_activations(x: Tensor, weight: Blocked) -> tuple[Tensor, Tensor]:
@@ -238,31 +262,33 @@ def linear(x: Tensor, weight: Blocked, *, compute: Compute = "int8") -> Tensor:
     return total.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
+def _rows_first(parts: list[Tensor], rows: int) -> Tensor:
+    """Join [panels, groups, 16] along groups into [rows, groups]."""
+    whole = torch.cat(parts, 1)
+    return whole.permute(0, 2, 1).reshape(-1, whole.shape[1])[:rows].contiguous()
+
+
 def _pack_digits(cube: Tensor, kind: Kind) -> Tensor:
     """Pack uint8 [panels, 16, lines, digits, 4] along its digits."""
+    digits = cube.unbind(-2)
     if kind == "trit5":
-        value = torch.zeros_like(cube[..., 0, :], dtype=torch.int16)
-        for digit in range(5):
-            value = value * 3 + cube[..., digit, :]
-        return ((value.int() * 256 + 242) // 243).to(torch.uint8)
+        rest = 9 * digits[2] + 3 * digits[3] + digits[4]
+        return 7 * (3 * digits[0] + digits[1]) + (rest >> 2) + ((rest & 3) << 6)
     bits = 8 // DIGITS[kind]
-    total = cube[..., 0, :].clone()
-    for digit in range(1, DIGITS[kind]):
-        total |= cube[..., digit, :] << (bits * digit)
+    total = torch.zeros_like(digits[0])
+    for place, digit in enumerate(digits):
+        total |= (digit >> 1 if kind == "bit1" else digit) << (bits * place)
     return total
 
 
 def _unpack_digits(packed: Tensor, kind: Kind) -> Tensor:
     """Return uint8 [..., digits, 4] of bytes [..., 4]."""
-    found = []
     if kind == "trit5":
-        rest = packed.to(torch.int16)
-        for _ in range(5):
-            rest = rest * 3
-            found.append((rest >> 8).to(torch.uint8))
-            rest &= 255
-        return torch.stack(found, -2)
+        value = (packed & 63).to(torch.int16) * 4 + (packed >> 6)
+        pair, rest = value // 28, value % 28
+        trits = [pair // 3, pair % 3, rest // 9, rest // 3 % 3, rest % 3]
+        return torch.stack(trits, -2).to(torch.uint8)
     bits = 8 // DIGITS[kind]
-    for digit in range(DIGITS[kind]):
-        found.append((packed >> (bits * digit)) & ((1 << bits) - 1))
+    mask, up = (1 << bits) - 1, int(kind == "bit1")
+    found = [((packed >> (bits * digit)) & mask) << up for digit in range(DIGITS[kind])]
     return torch.stack(found, -2)

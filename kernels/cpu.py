@@ -12,6 +12,7 @@ import mmap
 import os
 from contextlib import suppress
 from functools import cache
+from threading import local
 
 import torch
 from torch import Tensor
@@ -27,13 +28,14 @@ except ImportError as error:
     _missing = str(error)
 
 # As in csrc/layout.h.
-_KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3}
+_KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3, "bit1": 4}
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SPAN_MAX = 16384  # columns for which 32-bit sums cannot overflow
 THREADS_MAX = 256
 HUGE_PAGE = 2 << 20
 
 _threads: int | None = None  # what `set_threads` was told
+_taken = local()  # `count`: torch's threads before `take_cores`, in a thread of Python
 
 
 def reason() -> str | None:
@@ -85,7 +87,29 @@ def threads() -> int:
     """Return how many threads a product uses."""
     if _threads is not None:
         return _threads
-    return _threads_of_environment() or min(torch.get_num_threads(), THREADS_MAX)
+    of_torch = getattr(_taken, "count", None) or torch.get_num_threads()
+    return _threads_of_environment() or min(of_torch, THREADS_MAX)
+
+
+def take_cores() -> None:
+    """Leave torch one thread, and products as many as before, until `return_cores`.
+
+    torch's threads spin after each operator, and so do those of products: on as many cores, one
+    waits for the other. In a step of one token torch has little to share. It holds for the thread
+    of Python that calls; one that uses torch for the first time meanwhile starts with one thread.
+    """
+    if getattr(_taken, "count", None) is None and torch.get_num_threads() > 1:
+        _taken.count = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+
+def return_cores() -> bool:
+    """Give torch its threads back; return whether they were taken."""
+    count = getattr(_taken, "count", None)
+    if count is not None:
+        _taken.count = None
+        torch.set_num_threads(count)
+    return count is not None
 
 
 def linear(
@@ -197,16 +221,18 @@ def allocate(count: int) -> Tensor:
 
     Weights are read once a token, at the speed of memory: with pages of 4 KB a good part of that
     time goes into looking pages up. From 2 MB on, memory is mapped on its own, begins on 2 MB and
-    is returned to the system with the tensor; below, torch allocates.
+    is returned to the system with the tensor; below, torch allocates. A last page that is less than
+    half full is made of small ones: it would cost up to 2 MB.
     """
     if count < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=torch.uint8)
     room = -(-count // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE  # the last page whole, and to align
     memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages: the same memory, read more slowly
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
+    huge = (count + HUGE_PAGE // 2) // HUGE_PAGE * HUGE_PAGE
+    with suppress(OSError):  # a kernel without huge pages: the same memory, read more slowly
+        memory.madvise(mmap.MADV_HUGEPAGE, start, huge)
     return whole[start : start + count]
 
 

@@ -157,7 +157,8 @@ class DenseLinear(nn.Linear):
 
     For one token oneDNN reads such a weight at half the rate of memory, torch's own product at all
     of it (head of 131 MB, 2 threads: 13 and 23 GB/s; torch 2.13, AVX-512 with bfloat16): so
-    oneDNN is switched off around it. The switch belongs to the process, hence the lock.
+    oneDNN is switched off around it, and torch has its threads back if a step took them. The
+    switch belongs to the process, hence the lock.
     """
 
     _switch = Lock()
@@ -176,12 +177,14 @@ class DenseLinear(nn.Linear):
         if torch.compiler.is_compiling() or x.numel() > self.in_features:
             return super().forward(x)
         with self._switch:
-            before = switch.enabled
+            before, taken = switch.enabled, backends.return_cores()
             switch.enabled = False
             try:
                 return super().forward(x)
             finally:
                 switch.enabled = before
+                if taken:
+                    backends.take_cores()
 
 
 def check_compute(compute: str) -> None:

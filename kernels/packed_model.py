@@ -13,7 +13,9 @@ What no kernel takes is dequantized, as `load.py` does it, and `Loaded` says whi
   rows share, words of compressed-tensors before 0.18
 """
 
+import ctypes
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -43,6 +45,11 @@ from unicomp.kernels.packed import PackedTensor
 from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.models import ARCHITECTURES
 from unicomp.writer import Meta
+
+FREED_MAX = 64 << 20
+"""Bytes of codes that loading frees before it sees to it that the system has them back."""
+FEW_TOKENS = 4
+"""Up to as many at once, torch's operators are too short for more than one thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +118,16 @@ def load(
     zeros = {name: torch.zeros((), dtype=kind) for name in [*stored.linears, *stored.mixtures]}
     network = build(_with_placeholders(dense, stored, zeros), dtype=kind)
 
+    freed = 0
+
     def packed(name: str, bias: Tensor | None) -> PackedLinear:
-        return PackedLinear.from_packed(stored.read(name), bias, compute=compute, backend=chosen)
+        nonlocal freed
+        found = PackedLinear.from_packed(stored.read(name), bias, compute=compute, backend=chosen)
+        freed += found.in_features * found.out_features
+        if freed > FREED_MAX:
+            freed = 0
+            _trim()
+        return found
 
     for name, place in _places(network, zeros).items():
         old: Any = network.get_submodule(place)
@@ -131,6 +146,9 @@ def load(
     known: Any = network  # attributes that its class does not declare
     if layers and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(attention.NAME)
+    if chosen == "cpu" and layers:
+        network.register_forward_pre_hook(_begin_step, with_kwargs=True)
+        network.register_forward_hook(_end_step, always_call=True)
     if layers:
         known.save_pretrained = _refuse_saving
     known.unicomp_loaded = Loaded(
@@ -146,6 +164,31 @@ def load(
         seconds=time.monotonic() - began,
     )
     return network
+
+
+def _begin_step(model: nn.Module, args: tuple[Any, ...], words: dict[str, Any]) -> None:
+    """Before a step of a few tokens, let torch compute on one thread: see `cpu.take_cores`."""
+    given = args[0] if args else words.get("input_ids", words.get("inputs_embeds"))
+    if torch.compiler.is_compiling() or not isinstance(given, Tensor):
+        return
+    if given.shape[:2].numel() <= FEW_TOKENS:
+        backends.take_cores()
+
+
+def _end_step(*_: object) -> None:
+    if not torch.compiler.is_compiling():
+        backends.return_cores()
+
+
+def _trim() -> None:
+    """Return freed memory to the system where the C library would keep it: glibc does.
+
+    Loading a model of 1.1 billion parameters in 4 bits peaked at 1.49 GB instead of 1.29.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def loaded(model: nn.Module) -> Loaded:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from unicomp import suggest
 from unicomp.compress import methods
 from unicomp.errors import RecipeError, UnicompError
-from unicomp.recipes.schema import VERSION, Head, Recipe, Stage
+from unicomp.recipes.schema import VERSION, Gate, Head, Recipe, Stage
 from unicomp.recipes.tree import DECIMAL, FLOAT, Path, Problem, Tree, shown
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -37,6 +37,11 @@ def check(tree: Tree, problems: Sequence[Problem] = ()) -> Recipe:
     return _Check(tree, problems).recipe()
 
 
+def check_gates(tree: Tree, problems: Sequence[Problem] = ()) -> tuple[Gate, ...]:
+    """Return the gates that a tree stands for, a list of mappings; as `check`."""
+    return _Check(tree, problems).gates()
+
+
 class _Check:
     """Collects problems while it goes through a tree."""
 
@@ -56,12 +61,32 @@ class _Check:
             if head is not None and not self.problems:
                 parts = {name: getattr(head, name) for name in Head.model_fields}
                 return Recipe(stages=stages, **parts)
+        raise self._error()
+
+    def gates(self) -> tuple[Gate, ...]:
+        data = self.tree.data
+        found: list[Gate | None] = []
+        if not isinstance(data, list) or not data:
+            self._add((), "a gate file is a list of gates", "begin with `- score: NAME`")
+        else:
+            for index, gate in enumerate(data):
+                if isinstance(gate, dict):
+                    found.append(self._checked(Gate, gate, (index,)))
+                else:
+                    got = self.tree.place((index,)).source
+                    message = f"a gate is a mapping of keys, got `{got}`"
+                    self._add((index,), message, "write `- score: NAME` and a bound")
+        if self.problems:
+            raise self._error()
+        return tuple(gate for gate in found if gate is not None)
+
+    def _error(self) -> RecipeError:
         self.problems.sort(key=lambda problem: problem.order)
         found = [(problem.message, problem.hint) for problem in self.problems[:MOST]]
         more = self.unsaid + len(self.problems) - len(found)
         if more:
             found.append((f"and {more} more problems", "mend these first"))
-        raise RecipeError(found)
+        return RecipeError(found)
 
     def _version(self, data: dict[str, Any]) -> bool:
         """Look at the version first: of a version that we do not know, we know nothing."""

@@ -44,6 +44,9 @@ class Ternary(Gptq):
     sweeps: int = Field(
         4, ge=0, le=100, description="sweeps of coordinate descent over codes and scales afterwards"
     )
+    keep_zeros: bool = Field(
+        True, description="zeros of a pruned model stay zero: of a weight that has 5% of them"
+    )
     absmean: bool = Field(
         False, description="scale is the group's mean magnitude, instead of the one of least error"
     )

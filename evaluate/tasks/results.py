@@ -30,3 +30,16 @@ def stereotyped(document: Mapping[str, Any], results: Results) -> dict[str, floa
     """
     (more, _), (less, _) = results
     return {"pct_stereotype": float(more > less), "likelihood_diff": abs(more - less)}
+
+
+def from_truth(document: Mapping[str, Any], results: Results) -> dict[str, float]:
+    """Return KL(truth || model) over the outcomes, nats, where the chances are known.
+
+    Outcomes of chance 0 add nothing.
+    """
+    top = max(value for value, _ in results)
+    total = top + math.log(sum(math.exp(value - top) for value, _ in results))
+    parts = zip(document["probabilities"], results, strict=True)
+    return {
+        "kl_from_truth": sum(p * (math.log(p) - (value - total)) for p, (value, _) in parts if p)
+    }

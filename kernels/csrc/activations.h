@@ -12,7 +12,7 @@
 /* Comparing the bits of magnitudes orders them, infinity and then NaN last. The sum with 1.5 * 2^23
  * rounds to the nearest even integer and leaves it in the low bits. */
 UC_INLINE void uc_quantize_body(const float *from, size_t count, int8_t *restrict codes,
-                                float *scale, int32_t *sum) {
+                                float *scale, int32_t *owed) {
     uint32_t most = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t bits;
@@ -34,7 +34,7 @@ UC_INLINE void uc_quantize_body(const float *from, size_t count, int8_t *restric
         total += (int32_t)code;
     }
     *scale = top / 127.0f;
-    *sum = total;
+    *owed = -total;
 }
 
 UC_INLINE void uc_from_bfloat16(const uint8_t *from, size_t count, float *restrict to) {

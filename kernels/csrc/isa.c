@@ -10,6 +10,16 @@ int uc_has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+/* On Zen 4 a plain loop reads memory at 28 GB/s, and at 24 if told to fetch; on Granite Rapids it
+ * reads 15 and 19. */
+size_t uc_ahead(void) {
+    return __builtin_cpu_is("amd") ? 0 : 3072;
+}
+#else
+size_t uc_ahead(void) {
+    return 0;
+}
 #endif
 
 /* AMX tiles read the same panels; nobody has written them yet. */

@@ -12,6 +12,12 @@ static size_t lines_of(const struct uc_layout *layout, size_t columns) {
     return (columns + line - 1) / line;
 }
 
+/* Bytes before the lines of a stretch. */
+static size_t header_of(const struct uc_layout *layout, size_t groups) {
+    size_t bytes = groups * UC_ROWS * (uc_bytes_of(layout->scale_dtype) + !layout->symmetric);
+    return (bytes + UC_LINE - 1) / UC_LINE * UC_LINE;
+}
+
 enum uc_status uc_layout_of(struct uc_layout *to, int kind, long long rows, long long columns,
                             long long group, int symmetric, int scale_dtype) {
     if (kind < 0 || kind >= UC_KINDS)
@@ -40,8 +46,13 @@ enum uc_status uc_layout_of(struct uc_layout *to, int kind, long long rows, long
     layout.span_columns = layout.span_lines * UC_LANE * uc_digits(layout.kind);
     layout.panel_lines = (layout.spans - 1) * layout.span_lines + layout.last_lines;
     layout.padded = layout.panel_lines * UC_LANE * uc_digits(layout.kind);
-    size_t tail = layout.groups * UC_ROWS * (uc_bytes_of(layout.scale_dtype) + !layout.symmetric);
-    layout.panel_bytes = UC_LINE * layout.panel_lines + (tail + UC_LINE - 1) / UC_LINE * UC_LINE;
+    layout.stretches = (layout.groups + UC_STRETCH - 1) / UC_STRETCH;
+    layout.last_groups = layout.groups - (layout.stretches - 1) * UC_STRETCH;
+    layout.header_bytes = header_of(&layout, UC_STRETCH);
+    layout.last_header = header_of(&layout, layout.last_groups);
+    layout.stretch_bytes = layout.header_bytes + UC_STRETCH * layout.span_lines * UC_LINE;
+    layout.panel_bytes = (layout.stretches - 1) * layout.header_bytes + layout.last_header +
+                         layout.panel_lines * UC_LINE;
     layout.bytes = layout.panels * layout.panel_bytes;
     *to = layout;
     return UC_OK;
@@ -56,9 +67,9 @@ struct blocking {
     atomic_int wrong;
 };
 
-/* The digit of a code; `*spilled` gets a bit above the radix where it does not fit. */
+/* The digit of a code; `*spilled` gets a bit where it does not fit. */
 static inline uint32_t digit_of(int8_t code, enum uc_kind kind, uint32_t *spilled) {
-    static const uint32_t radix[UC_KINDS] = {256, 16, 4, 3};
+    static const uint32_t radix[UC_KINDS] = {256, 16, 4, 3, 3};
     uint32_t digit = (uint32_t)((int32_t)code + uc_offset(kind));
     *spilled |= digit >= radix[kind];
     return digit;
@@ -70,7 +81,7 @@ static inline __attribute__((always_inline)) uint32_t pack_row(const int8_t *fro
     const size_t digits = uc_digits(kind), line = UC_LANE * digits;
     uint32_t spilled = 0;
     for (size_t at = 0; at < columns; at += line, to += UC_LINE) {
-        int8_t part[20] = {0};
+        int8_t part[32] = {0};
         const int8_t *own = from + at;
         if (columns - at < line) {
             /* Digits of columns that pad a group are 0, as in kernels/blocked.py. */
@@ -81,9 +92,18 @@ static inline __attribute__((always_inline)) uint32_t pack_row(const int8_t *fro
         for (size_t j = 0; j < UC_LANE; j++) {
             uint32_t byte = 0;
             if (kind == UC_TRIT5) {
+                uint32_t trit[5];
                 for (size_t i = 0; i < 5; i++)
-                    byte = byte * 3 + digit_of(own[4 * i + j], kind, &spilled);
-                byte = (byte * 256 + 242) / 243;
+                    trit[i] = digit_of(own[4 * i + j], kind, &spilled);
+                uint32_t pair = 3 * trit[0] + trit[1];
+                uint32_t rest = 9 * trit[2] + 3 * trit[3] + trit[4];
+                byte = 7 * pair + rest / 4 + rest % 4 * 64;
+            } else if (kind == UC_BIT1) {
+                for (size_t i = 0; i < 8; i++) {
+                    uint32_t digit = digit_of(own[4 * i + j], kind, &spilled);
+                    spilled |= digit & 1;
+                    byte |= digit >> 1 << i;
+                }
             } else {
                 for (size_t i = 0; i < digits; i++)
                     byte |= digit_of(own[4 * i + j], kind, &spilled) << (8 / digits * i);
@@ -102,40 +122,54 @@ static uint32_t pack_group(const int8_t *from, size_t columns, enum uc_kind kind
         return pack_row(from, columns, UC_INT4, to);
     case UC_INT2:
         return pack_row(from, columns, UC_INT2, to);
-    default:
+    case UC_TRIT5:
         return pack_row(from, columns, UC_TRIT5, to);
+    default:
+        return pack_row(from, columns, UC_BIT1, to);
     }
+}
+
+/* Lay the groups of one stretch of a panel out; rows that pad the panel are zeros. */
+static uint32_t block_stretch(const struct blocking *own, size_t panel, size_t stretch,
+                              uint8_t *data) {
+    const struct uc_layout *layout = own->layout;
+    const size_t wide = uc_bytes_of(layout->scale_dtype), first = stretch * UC_STRETCH;
+    const int last = stretch + 1 == layout->stretches;
+    const size_t groups = last ? layout->last_groups : UC_STRETCH;
+    const size_t header = last ? layout->last_header : layout->header_bytes;
+    uint8_t *scales = data + stretch * layout->stretch_bytes;
+    uint8_t *offsets = scales + groups * UC_ROWS * wide, *lines = scales + header;
+    size_t rows = layout->rows - panel * UC_ROWS;
+    rows = rows < UC_ROWS ? rows : UC_ROWS;
+    uint32_t spilled = 0;
+    memset(scales, 0, header);
+    for (size_t i = 0; i < groups; i++) {
+        size_t group = first + i, start = group * layout->group, left = layout->columns - start;
+        size_t columns = left < layout->group ? left : layout->group;
+        size_t size = lines_of(layout, columns) * UC_LINE;
+        if (rows < UC_ROWS)
+            memset(lines, 0, size);
+        for (size_t r = 0; r < rows; r++) {
+            size_t row = panel * UC_ROWS + r, at = row * layout->groups + group;
+            spilled |= pack_group(own->codes + row * layout->columns + start, columns, layout->kind,
+                                  lines + UC_LANE * r);
+            memcpy(scales + (i * UC_ROWS + r) * wide, own->scales + at * wide, wide);
+            if (!layout->symmetric)
+                offsets[i * UC_ROWS + r] =
+                    (uint8_t)digit_of(own->zeros[at], layout->kind, &spilled);
+        }
+        lines += size;
+    }
+    return spilled;
 }
 
 static void block_panels(void *context, size_t first, size_t end) {
     struct blocking *own = context;
-    const struct uc_layout *layout = own->layout;
-    const size_t wide = uc_bytes_of(layout->scale_dtype);
     uint32_t spilled = 0;
-    for (size_t panel = first; panel < end; panel++) {
-        uint8_t *data = own->data + panel * layout->panel_bytes;
-        uint8_t *scales = data + UC_LINE * layout->panel_lines;
-        uint8_t *offsets = scales + layout->groups * UC_ROWS * wide;
-        size_t rows = layout->rows - panel * UC_ROWS;
-        rows = rows < UC_ROWS ? rows : UC_ROWS;
-        if (rows < UC_ROWS)
-            memset(data, 0, UC_LINE * layout->panel_lines);
-        memset(scales, 0, layout->panel_bytes - UC_LINE * layout->panel_lines);
-        for (size_t group = 0; group < layout->groups; group++) {
-            size_t start = group * layout->group, left = layout->columns - start;
-            size_t columns = left < layout->group ? left : layout->group;
-            uint8_t *lines = data + group * UC_LINE * lines_of(layout, layout->group);
-            for (size_t r = 0; r < rows; r++) {
-                size_t row = panel * UC_ROWS + r, at = row * layout->groups + group;
-                spilled |= pack_group(own->codes + row * layout->columns + start, columns,
-                                      layout->kind, lines + UC_LANE * r);
-                memcpy(scales + (group * UC_ROWS + r) * wide, own->scales + at * wide, wide);
-                if (!layout->symmetric)
-                    offsets[group * UC_ROWS + r] =
-                        (uint8_t)digit_of(own->zeros[at], layout->kind, &spilled);
-            }
-        }
-    }
+    for (size_t panel = first; panel < end; panel++)
+        for (size_t stretch = 0; stretch < own->layout->stretches; stretch++)
+            spilled |=
+                block_stretch(own, panel, stretch, own->data + panel * own->layout->panel_bytes);
     if (spilled)
         atomic_store(&own->wrong, 1);
 }

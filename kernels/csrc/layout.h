@@ -1,10 +1,14 @@
 /* A quantized weight in panels of 16 output rows: where everything lies.
  *
  * The picture, kind by kind, is in kernels/blocked.py, which is the contract. In short, a panel is
+ * a row of stretches of up to UC_STRETCH groups, each of
  *
- *     lines    64 bytes each, group by group; byte 4r+j holds, for row r, the columns k+j, k+4+j
- * ... scales   [groups][16] in the dtype of the file offsets  [groups][16] uint8, asymmetric
- * weights only zeros    up to a multiple of 64 bytes
+ *     scales   [groups][16] in the dtype of the file
+ *     offsets  [groups][16] uint8, asymmetric weights only
+ *     zeros    up to a multiple of 64 bytes
+ *     lines    64 bytes each, group by group; byte 4r+j holds, for row r, the columns k+j, k+4+j...
+ *
+ * so that whoever multiplies reads one stream from the first byte to the last.
  *
  * A span is the columns whose activations share a scale: a group, or UC_SPAN columns where a row
  * has one scale. Spans start on lines. Activations are laid out to match: each span is padded with
@@ -20,8 +24,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { UC_ROWS = 16, UC_LANE = 4, UC_LINE = 64, UC_SPAN = 320, UC_SPAN_MAX = 16384 };
-enum uc_kind { UC_INT8, UC_INT4, UC_INT2, UC_TRIT5, UC_KINDS };
+enum { UC_ROWS = 16, UC_LANE = 4, UC_LINE = 64, UC_STRETCH = 4, UC_SPAN = 320 };
+enum { UC_SPAN_MAX = 16384 };
+enum uc_kind { UC_INT8, UC_INT4, UC_INT2, UC_TRIT5, UC_BIT1, UC_KINDS };
 enum uc_dtype { UC_FLOAT32, UC_FLOAT16, UC_BFLOAT16, UC_DTYPES };
 
 /* What can be wrong; uc_sentence says it in words. */
@@ -45,26 +50,31 @@ struct uc_layout {
     enum uc_kind kind;
     enum uc_dtype scale_dtype;
     size_t rows, columns, groups, panels;
-    size_t group;        /* columns of a group; the last may have fewer */
-    size_t span;         /* columns of a span; the last may have fewer */
-    size_t spans;        /* of a row */
-    size_t span_lines;   /* of every span but the last */
-    size_t last_lines;   /* of the last span */
-    size_t span_columns; /* of a span with its padding */
-    size_t padded;       /* columns of a row of activations with the padding of all spans */
-    size_t scale_step;   /* 1: a span is a group; 0: all spans share the one group's scale */
+    size_t group;         /* columns of a group; the last may have fewer */
+    size_t span;          /* columns of a span; the last may have fewer */
+    size_t spans;         /* of a row */
+    size_t span_lines;    /* of every span but the last */
+    size_t last_lines;    /* of the last span */
+    size_t span_columns;  /* of a span with its padding */
+    size_t padded;        /* columns of a row of activations with the padding of all spans */
+    size_t scale_step;    /* 1: a span is a group; 0: all spans share the one group's scale */
+    size_t stretches;     /* of a panel */
+    size_t last_groups;   /* of the last stretch */
+    size_t header_bytes;  /* before the lines of every stretch but the last */
+    size_t last_header;   /* before those of the last */
+    size_t stretch_bytes; /* of every stretch but the last */
     size_t panel_lines, panel_bytes, bytes;
     int symmetric;
 };
 
 /* Columns of a digit's turn and what is added to a code to make its digit, by kind. */
 static inline size_t uc_digits(enum uc_kind kind) {
-    static const unsigned char digits[UC_KINDS] = {1, 2, 4, 5};
+    static const unsigned char digits[UC_KINDS] = {1, 2, 4, 5, 8};
     return digits[kind];
 }
 
 static inline int32_t uc_offset(enum uc_kind kind) {
-    static const unsigned char offset[UC_KINDS] = {128, 8, 2, 1};
+    static const unsigned char offset[UC_KINDS] = {128, 8, 2, 1, 1};
     return offset[kind];
 }
 

@@ -1,9 +1,9 @@
 /* A panel with AVX2, without VNNI: 8 rows at a time in the 8 lanes of a register.
  *
  * `vpmaddubsw` saturates at 16 bits, so digits are shifted down first: a pair of products is at
- * most 3810 (int4), 762 (int2) or 508 (trit5), and 4 lines of int4 or 8 of the others are summed in
- * 16 bits before they are widened. int8 has no such room: it is multiplied as a signed weight, its
- * magnitude by the activation with its sign, at most 2 * 128 * 127 = 32512.
+ * most 3810 (int4), 762 (int2) or 508 (trit5, bit1), and 4 lines of int4 or 8 of the others are
+ * summed in 16 bits before they are widened. int8 has no such room: it is multiplied as a signed
+ * weight, its magnitude by the activation with its sign, at most 2 * 128 * 127 = 32512.
  */
 #include "isa.h"
 
@@ -17,8 +17,7 @@
 #define WIDE __attribute__((target("avx2,fma,f16c")))
 #define PART static inline __attribute__((always_inline)) WIDE
 
-/* Bytes from a line to the one that is fetched ahead of it; rows at a time. */
-enum { AHEAD = 3072, HALF = UC_ROWS / 2 };
+enum { HALF = UC_ROWS / 2 };
 
 static WIDE void uc_convert_avx2(enum uc_dtype dtype, const uint8_t *from, size_t count,
                                  float *restrict to) {
@@ -54,8 +53,8 @@ static WIDE void uc_store_avx2(enum uc_dtype dtype, const float *from, size_t co
 }
 
 static WIDE void uc_quantize_avx2(const float *from, size_t count, int8_t *restrict codes,
-                                  float *scale, int32_t *sum) {
-    uc_quantize_body(from, count, codes, scale, sum);
+                                  float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, codes, scale, owed);
 }
 
 PART __m256 scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t row) {
@@ -72,11 +71,8 @@ PART __m256i offsets_at(const uint8_t *offsets, size_t row) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(offsets + row)));
 }
 
-/* The panel before this one fetched its scales and so much less of this one's lines. */
-PART void fetch_hole(const struct uc_layout *layout, const uint8_t *panel) {
-    const size_t tail = layout->panel_bytes - UC_LINE * layout->panel_lines;
-    for (size_t at = tail < AHEAD ? AHEAD - tail : 0; at < AHEAD; at += UC_LINE)
-        _mm_prefetch((const char *)panel + at, _MM_HINT_T0);
+PART void fetch(const uint8_t *at) {
+    _mm_prefetch((const char *)at, _MM_HINT_T0);
 }
 
 /* Four activations in every lane. */
@@ -86,35 +82,61 @@ PART __m256i four(const int8_t *x) {
     return _mm256_set1_epi32(word);
 }
 
+/* 16 bytes of a table by the low 4 bits of each byte, whose high bit is not set. */
+PART __m256i lookup(const uint8_t *table, __m256i at) {
+    const __m128i part = _mm_loadu_si128((const __m128i *)(const void *)table);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(part), at);
+}
+
+/* The bytes of trit5's two tables; the sign of a byte chooses in a blend. */
+PART void trits_of(__m256i line, __m256i *first, __m256i *second) {
+    const __m256i odd = _mm256_slli_epi16(line, 3), high = _mm256_slli_epi16(line, 2);
+    __m256i at = _mm256_and_si256(line, _mm256_set1_epi8(15));
+    const uint8_t *table = uc_trit5_first;
+    __m256i low = _mm256_blendv_epi8(lookup(table, at), lookup(table + 16, at), odd);
+    __m256i top = _mm256_blendv_epi8(lookup(table + 32, at), lookup(table + 48, at), odd);
+    *first = _mm256_blendv_epi8(low, top, high);
+    /* q and the low bit of r; the high one, the sign of the line, chooses the half. */
+    at = _mm256_or_si256(_mm256_and_si256(*first, _mm256_set1_epi8(7)),
+                         _mm256_and_si256(_mm256_srli_epi16(line, 3), _mm256_set1_epi8(8)));
+    table = uc_trit5_second;
+    *second = _mm256_blendv_epi8(lookup(table, at), lookup(table + 16, at), line);
+}
+
+PART __m256i field(__m256i bytes, int bit, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(bytes, bit), _mm256_set1_epi8((char)mask));
+}
+
 /* The digits of half a line, shifted down. */
-PART void digits_of(enum uc_kind kind, __m256i line, __m256i digits[5]) {
-    const __m256i mask = _mm256_set1_epi8((char)((1 << 8 / uc_digits(kind)) - 1));
+PART void digits_of(enum uc_kind kind, __m256i line, __m256i digits[8]) {
     if (kind == UC_INT8) {
         digits[0] = line;
     } else if (kind == UC_INT4) {
-        digits[0] = _mm256_and_si256(line, mask);
-        digits[1] = _mm256_and_si256(_mm256_srli_epi16(line, 4), mask);
+        digits[0] = field(line, 0, 15);
+        digits[1] = field(line, 4, 15);
     } else if (kind == UC_INT2) {
-        digits[0] = _mm256_and_si256(line, mask);
-        digits[1] = _mm256_and_si256(_mm256_srli_epi16(line, 2), mask);
-        digits[2] = _mm256_and_si256(_mm256_srli_epi16(line, 4), mask);
-        digits[3] = _mm256_and_si256(_mm256_srli_epi16(line, 6), mask);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            digits[i] = field(line, 2 * i, 3);
+    } else if (kind == UC_BIT1) {
+        digits[0] = field(_mm256_add_epi8(line, line), 0, 2);
+#pragma GCC unroll 7
+        for (int i = 1; i < 8; i++)
+            digits[i] = field(line, i - 1, 2);
     } else {
-        /* 3 q / 256, rounded down, is 1 from 86 on and 2 from 171 on. */
-        const __m256i low = _mm256_set1_epi8(85), high = _mm256_set1_epi8((char)170);
-        const __m256i one = _mm256_set1_epi8(1);
-#pragma GCC unroll 5
-        for (int i = 0; i < 5; i++) {
-            digits[i] = _mm256_add_epi8(_mm256_min_epu8(_mm256_subs_epu8(line, low), one),
-                                        _mm256_min_epu8(_mm256_subs_epu8(line, high), one));
-            line = _mm256_add_epi8(_mm256_add_epi8(line, line), line);
-        }
+        __m256i first, second;
+        trits_of(line, &first, &second);
+        digits[0] = field(first, 4, 3);
+        digits[1] = field(first, 6, 3);
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; i++)
+            digits[2 + i] = field(second, 2 * i, 3);
     }
 }
 
 /* sum[t] = the sum of x * u over half a span; of x * (u - 128) for int8. */
 PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                  const int8_t *x, size_t tokens, __m256i *sum) {
+                  const int8_t *x, const struct uc_tokens *tokens, __m256i *sum) {
     const size_t turn = uc_digits(kind), most = kind == UC_INT8 ? 1 : kind == UC_INT4 ? 4 : 8;
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 4
@@ -127,7 +149,7 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
         for (size_t t = 0; t < count; t++)
             narrow[t] = _mm256_setzero_si256();
         for (size_t line = 0; line < some; line++, lines += UC_LINE) {
-            _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
+            fetch(lines + tokens->ahead);
             const __m256i bytes = _mm256_loadu_si256((const __m256i *)lines);
             if (kind == UC_INT8) {
                 const __m256i weight = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)128));
@@ -137,17 +159,17 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
                     narrow[t] = _mm256_maddubs_epi16(
                         size_of, _mm256_sign_epi8(four(x + UC_LANE * t), weight));
             } else {
-                __m256i digits[5];
+                __m256i digits[8];
                 digits_of(kind, bytes, digits);
-#pragma GCC unroll 5
+#pragma GCC unroll 8
                 for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
                     for (size_t t = 0; t < count; t++)
                         narrow[t] = _mm256_add_epi16(
-                            narrow[t],
-                            _mm256_maddubs_epi16(digits[i], four(x + UC_LANE * (i * tokens + t))));
+                            narrow[t], _mm256_maddubs_epi16(
+                                           digits[i], four(x + UC_LANE * (i * tokens->count + t))));
             }
-            x += UC_LANE * turn * tokens;
+            x += UC_LANE * turn * tokens->count;
         }
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++)
@@ -158,35 +180,29 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 
 PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
-    const size_t wide = UC_ROWS * uc_bytes_of(layout->scale_dtype);
     const __m256i base = _mm256_set1_epi32(kind == UC_INT8 ? 128 : 0);
     __m256 total[2][4];
-    fetch_hole(layout, panel);
 #pragma GCC unroll 4
     for (size_t t = 0; t < count; t++)
         total[0][t] = total[1][t] = _mm256_setzero_ps();
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const int8_t *own =
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const int8_t *x =
             tokens->codes + span * layout->span_columns * tokens->count + UC_LANE * first;
-        /* The scales lie behind the lines: those of the next panel, long before it begins. */
-        _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
+        fetch(own.scales + tokens->ahead);
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; half++) {
-            const size_t row = group * UC_ROWS + half * HALF;
             __m256i sum[4];
-            sums_of(kind, count, lines + half * UC_LINE / 2, size, own, tokens->count, sum);
-            const __m256 scale = scales_at(layout->scale_dtype, scales, row);
-            __m256i offset =
-                layout->symmetric ? _mm256_set1_epi32(uc_offset(kind)) : offsets_at(offsets, row);
+            sums_of(kind, count, own.lines + half * UC_LINE / 2, own.count, x, tokens, sum);
+            const __m256 scale = scales_at(layout->scale_dtype, own.scales, half * HALF);
+            __m256i offset = layout->symmetric ? _mm256_set1_epi32(uc_offset(kind))
+                                               : offsets_at(own.offsets, half * HALF);
             offset = _mm256_sub_epi32(offset, base);
 #pragma GCC unroll 4
             for (size_t t = 0; t < count; t++) {
                 size_t at = span * tokens->count + first + t;
-                __m256i gone = _mm256_mullo_epi32(offset, _mm256_set1_epi32(tokens->sums[at]));
-                __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[t], gone));
+                __m256i due = _mm256_mullo_epi32(offset, _mm256_set1_epi32(tokens->owed[at]));
+                __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[t], due));
                 dot = _mm256_mul_ps(_mm256_mul_ps(dot, _mm256_set1_ps(tokens->scales[at])), scale);
                 total[half][t] = _mm256_add_ps(total[half][t], dot);
             }
@@ -203,30 +219,29 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
                 const uint8_t *panel, const struct uc_tokens *tokens, size_t first, size_t half,
                 float *to) {
     const size_t turn = uc_digits(kind), step = UC_LANE * tokens->count;
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const __m256i byte = _mm256_set1_epi32(255);
     __m256 total[2];
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++)
         total[t] = _mm256_setzero_ps();
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
-        const size_t row = group * UC_ROWS + half * HALF;
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE + half * UC_LINE / 2;
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const uint8_t *lines = own.lines + half * UC_LINE / 2;
         const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
-        const __m256 offset = layout->symmetric ? _mm256_set1_ps((float)uc_offset(kind))
-                                                : _mm256_cvtepi32_ps(offsets_at(offsets, row));
+        const __m256 offset = layout->symmetric
+                                  ? _mm256_set1_ps((float)uc_offset(kind))
+                                  : _mm256_cvtepi32_ps(offsets_at(own.offsets, half * HALF));
         __m256 part[2][4];
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++)
 #pragma GCC unroll 4
             for (size_t j = 0; j < 4; j++)
                 part[t][j] = _mm256_setzero_ps();
-        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += step * turn) {
-            _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
-            __m256i digits[5];
+        for (size_t line = 0; line < own.count; line++, lines += UC_LINE, x += step * turn) {
+            fetch(lines + tokens->ahead);
+            __m256i digits[8];
             digits_of(kind, _mm256_loadu_si256((const __m256i *)lines), digits);
-#pragma GCC unroll 5
+#pragma GCC unroll 8
             for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
@@ -239,7 +254,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
                             part[t][j]);
                 }
         }
-        const __m256 scale = scales_at(layout->scale_dtype, scales, row);
+        const __m256 scale = scales_at(layout->scale_dtype, own.scales, half * HALF);
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++) {
             __m256 sum = _mm256_add_ps(_mm256_add_ps(part[t][0], part[t][1]),
@@ -277,6 +292,7 @@ KIND(int8, UC_INT8)
 KIND(int4, UC_INT4)
 KIND(int2, UC_INT2)
 KIND(trit5, UC_TRIT5)
+KIND(bit1, UC_BIT1)
 
 static int usable(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && uc_has_f16c();
@@ -288,8 +304,10 @@ const struct uc_isa uc_isa_avx2 = {
     .convert = uc_convert_avx2,
     .store = uc_store_avx2,
     .quantize = uc_quantize_avx2,
-    .dots = {uc_dots_int8_avx2, uc_dots_int4_avx2, uc_dots_int2_avx2, uc_dots_trit5_avx2},
-    .exact = {uc_exact_int8_avx2, uc_exact_int4_avx2, uc_exact_int2_avx2, uc_exact_trit5_avx2},
+    .dots = {uc_dots_int8_avx2, uc_dots_int4_avx2, uc_dots_int2_avx2, uc_dots_trit5_avx2,
+             uc_dots_bit1_avx2},
+    .exact = {uc_exact_int8_avx2, uc_exact_int4_avx2, uc_exact_int2_avx2, uc_exact_trit5_avx2,
+              uc_exact_bit1_avx2},
 };
 
 #endif

@@ -17,9 +17,6 @@
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define PART static inline __attribute__((always_inline)) WIDE
 
-/* Bytes from a line to the one that is fetched ahead of it. */
-enum { AHEAD = 3072 };
-
 static WIDE void uc_convert_avx512vnni(enum uc_dtype dtype, const uint8_t *from, size_t count,
                                        float *restrict to) {
     if (dtype == UC_FLOAT32) {
@@ -52,30 +49,26 @@ static WIDE void uc_store_avx512vnni(enum uc_dtype dtype, const float *from, siz
 }
 
 static WIDE void uc_quantize_avx512vnni(const float *from, size_t count, int8_t *restrict codes,
-                                        float *scale, int32_t *sum) {
-    uc_quantize_body(from, count, codes, scale, sum);
+                                        float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, codes, scale, owed);
 }
 
 /* The 16 scales of a group. */
-PART __m512 scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t group) {
-    const uint8_t *at = scales + group * UC_ROWS * uc_bytes_of(dtype);
+PART __m512 scales_at(enum uc_dtype dtype, const uint8_t *scales) {
     if (dtype == UC_FLOAT32)
-        return _mm512_loadu_ps(at);
-    __m256i half = _mm256_loadu_si256((const __m256i *)at);
+        return _mm512_loadu_ps(scales);
+    __m256i half = _mm256_loadu_si256((const __m256i *)scales);
     if (dtype == UC_FLOAT16)
         return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-PART __m512i offsets_at(const uint8_t *offsets, size_t group) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(offsets + group * UC_ROWS)));
+PART __m512i offsets_at(const uint8_t *offsets) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)offsets));
 }
 
-/* The panel before this one fetched its scales and so much less of this one's lines. */
-PART void fetch_hole(const struct uc_layout *layout, const uint8_t *panel) {
-    const size_t tail = layout->panel_bytes - UC_LINE * layout->panel_lines;
-    for (size_t at = tail < AHEAD ? AHEAD - tail : 0; at < AHEAD; at += UC_LINE)
-        _mm_prefetch((const char *)panel + at, _MM_HINT_T0);
+PART void fetch(const uint8_t *at) {
+    _mm_prefetch((const char *)at, _MM_HINT_T0);
 }
 
 /* Four activations in every lane. */
@@ -85,48 +78,97 @@ PART __m512i four(const int8_t *x) {
     return _mm512_set1_epi32(word);
 }
 
-PART __m512i triple(__m512i bytes) {
-    return _mm512_add_epi8(_mm512_add_epi8(bytes, bytes), bytes);
+/* trit5 where the processor looks 64 bytes up at once (VBMI): to the templates here, one kind more.
+ * The instruction is spelt out, since functions of other features would not be inlined. */
+enum { TRIT5_VBMI = UC_KINDS };
+
+PART size_t turn_of(int kind) {
+    return kind == TRIT5_VBMI ? 5 : uc_digits((enum uc_kind)kind);
+}
+
+PART int32_t offset_of(int kind) {
+    return kind == TRIT5_VBMI ? 1 : uc_offset((enum uc_kind)kind);
+}
+
+/* 64 bytes of a table by the low 6 bits of each byte of `at`. */
+PART __m512i lookup(int kind, const uint8_t *table, __m512i at) {
+    if (kind == TRIT5_VBMI) {
+        __m512i found;
+        __asm__("vpermb %2, %1, %0" : "=v"(found) : "v"(at), "v"(_mm512_loadu_si512(table)));
+        return found;
+    }
+    const __mmask64 odd = _mm512_test_epi8_mask(at, _mm512_set1_epi8(16));
+    const __mmask64 high = _mm512_test_epi8_mask(at, _mm512_set1_epi8(32));
+    __m512i part[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        part[i] = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table + 16 * i)));
+    at = _mm512_and_si512(at, _mm512_set1_epi8(15));
+    __m512i low = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(part[0], at), odd, part[1], at);
+    __m512i top = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(part[2], at), odd, part[3], at);
+    return _mm512_mask_blend_epi8(high, low, top);
+}
+
+/* A line of trit5: its first two digits lie in bits 4 and 6 of `first`, the others in bits 0, 2 and
+ * 4 of `second`. */
+PART void trits_of(int kind, __m512i line, __m512i *first, __m512i *second) {
+    *first = lookup(kind, uc_trit5_first, line);
+    /* Three bits of the one, the rest of the other: (a & mask) | (b & ~mask). */
+    __m512i at =
+        _mm512_ternarylogic_epi32(_mm512_set1_epi8(7), *first, _mm512_srli_epi16(line, 3), 0xca);
+    *second = lookup(kind, uc_trit5_second, at);
+}
+
+PART __m512i field(__m512i bytes, int bit, int mask) {
+    bytes = bit ? _mm512_srli_epi16(bytes, (unsigned)bit) : bytes;
+    return _mm512_and_si512(bytes, _mm512_set1_epi8((char)mask));
 }
 
 /* The digits of a line, shifted down. */
-PART void digits_of(enum uc_kind kind, __m512i line, __m512i digits[5]) {
-    const __m512i mask = _mm512_set1_epi8((char)((1 << 8 / uc_digits(kind)) - 1));
+PART void digits_of(int kind, __m512i line, __m512i digits[8]) {
     if (kind == UC_INT8) {
         digits[0] = line;
     } else if (kind == UC_INT4) {
-        digits[0] = _mm512_and_si512(line, mask);
-        digits[1] = _mm512_and_si512(_mm512_srli_epi16(line, 4), mask);
+        digits[0] = field(line, 0, 15);
+        digits[1] = field(line, 4, 15);
     } else if (kind == UC_INT2) {
-        digits[0] = _mm512_and_si512(line, mask);
-        digits[1] = _mm512_and_si512(_mm512_srli_epi16(line, 2), mask);
-        digits[2] = _mm512_and_si512(_mm512_srli_epi16(line, 4), mask);
-        digits[3] = _mm512_and_si512(_mm512_srli_epi16(line, 6), mask);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            digits[i] = field(line, 2 * i, 3);
+    } else if (kind == UC_BIT1) {
+        digits[0] = field(_mm512_add_epi8(line, line), 0, 2);
+#pragma GCC unroll 7
+        for (int i = 1; i < 8; i++)
+            digits[i] = field(line, i - 1, 2);
     } else {
-        /* 3 q / 256, rounded down, is 1 from 86 on and 2 from 171 on. */
-        const __m512i one = _mm512_set1_epi8(1), two = _mm512_set1_epi8(2);
-        const __m512i low = _mm512_set1_epi8(85), high = _mm512_set1_epi8((char)170);
-#pragma GCC unroll 5
-        for (int i = 0; i < 5; i++) {
-            digits[i] = _mm512_maskz_mov_epi8(_mm512_cmpgt_epu8_mask(line, low), one);
-            digits[i] = _mm512_mask_mov_epi8(digits[i], _mm512_cmpgt_epu8_mask(line, high), two);
-            line = triple(line);
-        }
+        __m512i first, second;
+        trits_of(kind, line, &first, &second);
+        digits[0] = field(first, 4, 3);
+        digits[1] = field(first, 6, 3);
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; i++)
+            digits[2 + i] = field(second, 2 * i, 3);
     }
 }
 
-/* sum[t] = the sum of x * u over a span, for many tokens: digits are made once for all. */
-PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                       const int8_t *x, __m512i *sum) {
-    const size_t turn = uc_digits(kind);
-#pragma GCC unroll 16
-    for (size_t t = 0; t < count; t++)
-        sum[t] = _mm512_setzero_si512();
-    for (size_t line = 0; line < size; line++, lines += UC_LINE, x += UC_LANE * turn * count) {
-        _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
-        __m512i digits[5];
-        digits_of(kind, _mm512_loadu_si512(lines), digits);
-#pragma GCC unroll 5
+/* What a span's offsets take away, for one token. */
+PART __m512i due(int kind, const struct uc_layout *layout, const struct uc_span *span,
+                 int32_t owed) {
+    if (layout->symmetric)
+        return _mm512_set1_epi32(offset_of(kind) * owed);
+    return _mm512_mullo_epi32(offsets_at(span->offsets), _mm512_set1_epi32(owed));
+}
+
+/* sum[t] += the sum of x * u over a span, for many tokens: digits are made once for all. */
+PART void sums_of_many(int kind, const size_t count, const struct uc_span *span, const int8_t *x,
+                       size_t ahead, __m512i *sum) {
+    const size_t turn = turn_of(kind);
+    const uint8_t *line = span->lines, *end = line + span->count * UC_LINE;
+    for (; line < end; line += UC_LINE, x += UC_LANE * turn * count) {
+        fetch(line + ahead);
+        __m512i digits[8];
+        digits_of(kind, _mm512_loadu_si512(line), digits);
+#pragma GCC unroll 8
         for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 16
             for (size_t t = 0; t < count; t++)
@@ -135,104 +177,86 @@ PART void sums_of_many(enum uc_kind kind, const size_t count, const uint8_t *lin
     }
 }
 
-/* One line of what sums_of_few adds up. */
-PART void add_line(enum uc_kind kind, const size_t count, const uint8_t *line, const int8_t *x,
-                   __m512i now[2][5], __m512i next[2][5]) {
-    const size_t turn = uc_digits(kind);
-    const int bits = (int)(8 / turn);
-    _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
-    __m512i bytes = _mm512_loadu_si512(line);
-#pragma GCC unroll 5
+/* The bit at which digit i lies in a byte (of trit5: of the byte that it is found in). */
+PART int bit_of(int kind, size_t i) {
+    static const unsigned char trits[5] = {4, 6, 0, 2, 4};
+    const size_t turn = turn_of(kind);
+    return turn == 5 ? trits[i] : (int)(8 / turn * i);
+}
+
+/* One line of what sums_of_few adds up; sum: [tokens][bit of the digit]. */
+PART void add_line(int kind, const size_t count, const uint8_t *line, const int8_t *x, size_t ahead,
+                   __m512i sum[2][8]) {
+    const size_t turn = turn_of(kind);
+    const int mask = turn == 5 ? 3 : (1 << 8 / turn) - 1;
+    fetch(line + ahead);
+    __m512i bytes = _mm512_loadu_si512(line), first = bytes, second = bytes;
+    if (turn == 5)
+        trits_of(kind, bytes, &first, &second);
+#pragma GCC unroll 8
     for (size_t i = 0; i < turn; i++) {
-        __m512i digit = bytes;
-        if (kind == UC_INT4 || kind == UC_INT2)
-            digit = _mm512_and_si512(
-                bytes, _mm512_set1_epi8((char)(((1 << bits) - 1) << ((bits * (int)i) & 7))));
-        else if (kind == UC_TRIT5)
-            bytes = triple(bytes);
+        const int bit = bit_of(kind, i);
+        __m512i digit = field(turn == 5 && i < 2 ? first : second, 0, mask << bit);
 #pragma GCC unroll 2
-        for (size_t t = 0; t < count; t++) {
-            __m512i own = four(x + UC_LANE * (i * count + t));
-            now[t][i] = _mm512_dpbusd_epi32(now[t][i], digit, own);
-            if (kind == UC_TRIT5)
-                next[t][i] = _mm512_dpbusd_epi32(next[t][i], bytes, own);
-        }
+        for (size_t t = 0; t < count; t++)
+            sum[t][bit] =
+                _mm512_dpbusd_epi32(sum[t][bit], digit, four(x + UC_LANE * (i * count + t)));
     }
 }
 
-/* The same for one or two tokens: digits stay where they are, several accumulators a token keep the
- * products of a line, and of two lines, from waiting for each other. */
-PART void sums_of_few(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                      const int8_t *x, __m512i *sum) {
-    const size_t turn = uc_digits(kind), step = UC_LANE * turn * count;
-    const int bits = (int)(8 / turn);
-    __m512i now[2][5], next[2][5]; /* next: the second line's, but for trit5 */
+/* The same as sums_of_many for one or two tokens: digits stay where they are in the byte, with a
+ * sum for each place, and two lines at once do not wait for each other. */
+PART void sums_of_few(int kind, const size_t count, const struct uc_span *span, const int8_t *x,
+                      size_t ahead, __m512i *sum) {
+    const size_t turn = turn_of(kind), step = UC_LANE * turn * count;
+    const uint8_t *line = span->lines, *end = line + span->count * UC_LINE;
+    __m512i one[2][8], two[2][8];
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++)
-#pragma GCC unroll 5
-        for (size_t i = 0; i < 5; i++)
-            now[t][i] = next[t][i] = _mm512_setzero_si512();
-    size_t line = 0;
-    for (; line + 2 <= size; line += 2, lines += 2 * UC_LINE, x += 2 * step) {
-        add_line(kind, count, lines, x, now, next);
-        add_line(kind, count, lines + UC_LINE, x + step, kind == UC_TRIT5 ? now : next, next);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++)
+            one[t][i] = two[t][i] = _mm512_setzero_si512();
+    for (; end - line >= 2 * UC_LINE; line += 2 * UC_LINE, x += 2 * step) {
+        add_line(kind, count, line, x, ahead, one);
+        add_line(kind, count, line + UC_LINE, x + step, ahead, turn == 8 ? one : two);
     }
-    if (line < size)
-        add_line(kind, count, lines, x, now, next);
+    if (line < end)
+        add_line(kind, count, line, x, ahead, one);
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++) {
-        if (kind == UC_TRIT5) {
-            __m512i all = now[t][0], rest = next[t][0];
-#pragma GCC unroll 5
-            for (size_t i = 1; i < 5; i++) {
-                all = _mm512_add_epi32(all, now[t][i]);
-                rest = _mm512_add_epi32(rest, next[t][i]);
-            }
-            all = _mm512_add_epi32(_mm512_add_epi32(all, all), all);
-            sum[t] = _mm512_srai_epi32(_mm512_sub_epi32(all, rest), 8);
-        } else {
-            sum[t] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-            for (int i = 0; i < (int)turn; i++) {
-                __m512i both = _mm512_add_epi32(now[t][i], next[t][i]);
-                sum[t] =
-                    _mm512_add_epi32(sum[t], _mm512_srai_epi32(both, (unsigned)(bits * i) & 7));
-            }
-        }
+        __m512i all = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (unsigned bit = 0; bit < 8; bit++)
+            all = _mm512_add_epi32(
+                all, _mm512_srai_epi32(_mm512_add_epi32(one[t][bit], two[t][bit]), bit));
+        sum[t] = _mm512_add_epi32(sum[t], kind == UC_BIT1 ? _mm512_add_epi32(all, all) : all);
     }
 }
 
-PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
-               const uint8_t *panel, const struct uc_tokens *tokens, float *to) {
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
-    const size_t wide = UC_ROWS * uc_bytes_of(layout->scale_dtype);
+PART void dots(int kind, const size_t count, const struct uc_layout *layout, const uint8_t *panel,
+               const struct uc_tokens *tokens, float *to) {
     __m512 total[UC_TOKENS];
-    fetch_hole(layout, panel);
 #pragma GCC unroll 16
     for (size_t t = 0; t < count; t++)
         total[t] = _mm512_setzero_ps();
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step;
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const int8_t *own = tokens->codes + span * layout->span_columns * count;
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const int8_t *x = tokens->codes + span * layout->span_columns * count;
         __m512i sum[UC_TOKENS];
-        /* The scales lie behind the lines: those of the next panel, long before it begins. */
-        /* The scales lie behind the lines: those of the next panel, long before it begins. */
-        _mm_prefetch((const char *)scales + layout->panel_bytes + group * wide, _MM_HINT_T0);
+        fetch(own.scales + tokens->ahead);
+#pragma GCC unroll 16
+        for (size_t t = 0; t < count; t++)
+            sum[t] = due(kind, layout, &own, tokens->owed[span * count + t]);
         if (count <= 2)
-            sums_of_few(kind, count, lines, uc_lines_of(layout, span), own, sum);
+            sums_of_few(kind, count, &own, x, tokens->ahead, sum);
         else
-            sums_of_many(kind, count, lines, uc_lines_of(layout, span), own, sum);
-        const __m512 scale = scales_at(layout->scale_dtype, scales, group);
-        const __m512i offset =
-            layout->symmetric ? _mm512_set1_epi32(uc_offset(kind)) : offsets_at(offsets, group);
+            sums_of_many(kind, count, &own, x, tokens->ahead, sum);
+        const __m512 scale = scales_at(layout->scale_dtype, own.scales);
 #pragma GCC unroll 16
         for (size_t t = 0; t < count; t++) {
-            size_t at = span * count + t;
-            __m512i gone = _mm512_mullo_epi32(offset, _mm512_set1_epi32(tokens->sums[at]));
-            __m512 dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[t], gone));
-            dot = _mm512_mul_ps(_mm512_mul_ps(dot, _mm512_set1_ps(tokens->scales[at])), scale);
-            total[t] = _mm512_add_ps(total[t], dot);
+            const float one = tokens->scales[span * count + t];
+            __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_set1_ps(one));
+            total[t] = _mm512_add_ps(total[t], _mm512_mul_ps(dot, scale));
         }
     }
 #pragma GCC unroll 16
@@ -248,32 +272,30 @@ PART __m512 weights_of(__m512i digits, unsigned column, __m512 offset) {
     return _mm512_sub_ps(_mm512_cvtepi32_ps(value), offset);
 }
 
-PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
-                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
-    const size_t turn = uc_digits(kind), step = UC_LANE * tokens->count;
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
+PART void exact(int kind, const size_t count, const struct uc_layout *layout, const uint8_t *panel,
+                const struct uc_tokens *tokens, size_t first, float *to) {
+    const size_t turn = turn_of(kind), step = UC_LANE * tokens->count;
     __m512 total[4];
-    fetch_hole(layout, panel);
 #pragma GCC unroll 4
     for (size_t t = 0; t < count; t++)
         total[t] = _mm512_setzero_ps();
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const uint8_t *line = own.lines, *end = line + own.count * UC_LINE;
         const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
-        const __m512 offset = layout->symmetric ? _mm512_set1_ps((float)uc_offset(kind))
-                                                : _mm512_cvtepi32_ps(offsets_at(offsets, group));
+        const __m512 offset = layout->symmetric ? _mm512_set1_ps((float)offset_of(kind))
+                                                : _mm512_cvtepi32_ps(offsets_at(own.offsets));
         __m512 part[4][4];
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++)
 #pragma GCC unroll 4
             for (size_t j = 0; j < 4; j++)
                 part[t][j] = _mm512_setzero_ps();
-        for (size_t line = 0; line < size; line++, lines += UC_LINE, x += step * turn) {
-            _mm_prefetch((const char *)lines + AHEAD, _MM_HINT_T0);
-            __m512i digits[5];
-            digits_of(kind, _mm512_loadu_si512(lines), digits);
-#pragma GCC unroll 5
+        for (; line < end; line += UC_LINE, x += step * turn) {
+            fetch(line + tokens->ahead);
+            __m512i digits[8];
+            digits_of(kind, _mm512_loadu_si512(line), digits);
+#pragma GCC unroll 8
             for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
                 for (unsigned j = 0; j < 4; j++) {
@@ -285,7 +307,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
                             part[t][j]);
                 }
         }
-        const __m512 scale = scales_at(layout->scale_dtype, scales, group);
+        const __m512 scale = scales_at(layout->scale_dtype, own.scales);
 #pragma GCC unroll 4
         for (size_t t = 0; t < count; t++) {
             __m512 sum = _mm512_add_ps(_mm512_add_ps(part[t][0], part[t][1]),
@@ -333,7 +355,25 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
 KIND(int8, UC_INT8)
 KIND(int4, UC_INT4)
 KIND(int2, UC_INT2)
-KIND(trit5, UC_TRIT5)
+KIND(bit1, UC_BIT1)
+KIND(trit5_avx512, UC_TRIT5)
+KIND(trit5_vbmi, TRIT5_VBMI)
+
+static void uc_dots_trit5_avx512vnni(const struct uc_layout *layout, const uint8_t *panel,
+                                     const struct uc_tokens *tokens, float *restrict to) {
+    if (__builtin_cpu_supports("avx512vbmi"))
+        uc_dots_trit5_vbmi_avx512vnni(layout, panel, tokens, to);
+    else
+        uc_dots_trit5_avx512_avx512vnni(layout, panel, tokens, to);
+}
+
+static void uc_exact_trit5_avx512vnni(const struct uc_layout *layout, const uint8_t *panel,
+                                      const struct uc_tokens *tokens, float *restrict to) {
+    if (__builtin_cpu_supports("avx512vbmi"))
+        uc_exact_trit5_vbmi_avx512vnni(layout, panel, tokens, to);
+    else
+        uc_exact_trit5_avx512_avx512vnni(layout, panel, tokens, to);
+}
 
 static int usable(void) {
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
@@ -348,9 +388,9 @@ const struct uc_isa uc_isa_avx512vnni = {
     .store = uc_store_avx512vnni,
     .quantize = uc_quantize_avx512vnni,
     .dots = {uc_dots_int8_avx512vnni, uc_dots_int4_avx512vnni, uc_dots_int2_avx512vnni,
-             uc_dots_trit5_avx512vnni},
+             uc_dots_trit5_avx512vnni, uc_dots_bit1_avx512vnni},
     .exact = {uc_exact_int8_avx512vnni, uc_exact_int4_avx512vnni, uc_exact_int2_avx512vnni,
-              uc_exact_trit5_avx512vnni},
+              uc_exact_trit5_avx512vnni, uc_exact_bit1_avx512vnni},
 };
 
 #endif

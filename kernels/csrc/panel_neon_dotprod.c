@@ -55,8 +55,8 @@ static WIDE void uc_store_neon_dotprod(enum uc_dtype dtype, const float *from, s
 }
 
 static WIDE void uc_quantize_neon_dotprod(const float *from, size_t count, int8_t *restrict codes,
-                                          float *scale, int32_t *sum) {
-    uc_quantize_body(from, count, codes, scale, sum);
+                                          float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, codes, scale, owed);
 }
 
 PART float32x4_t scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t row) {
@@ -82,8 +82,13 @@ PART int8x16_t four(const int8_t *x) {
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
+/* 64 bytes of a table by the low 6 bits of each byte. */
+PART uint8x16_t lookup(const uint8_t *table, uint8x16_t at) {
+    return vqtbl4q_u8(vld1q_u8_x4(table), vandq_u8(at, vdupq_n_u8(63)));
+}
+
 /* The digits of a quarter of a line, shifted down. */
-PART void digits_of(enum uc_kind kind, uint8x16_t line, uint8x16_t digits[5]) {
+PART void digits_of(enum uc_kind kind, uint8x16_t line, uint8x16_t digits[8]) {
     if (kind == UC_INT8) {
         digits[0] = line;
     } else if (kind == UC_INT4) {
@@ -95,14 +100,22 @@ PART void digits_of(enum uc_kind kind, uint8x16_t line, uint8x16_t digits[5]) {
         digits[1] = vandq_u8(vshrq_n_u8(line, 2), mask);
         digits[2] = vandq_u8(vshrq_n_u8(line, 4), mask);
         digits[3] = vshrq_n_u8(line, 6);
+    } else if (kind == UC_BIT1) {
+        const uint8x16_t two = vdupq_n_u8(2);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) /* all ones where the bit is set */
+            digits[i] = vandq_u8(vtstq_u8(line, vdupq_n_u8((uint8_t)(1 << i))), two);
     } else {
-        /* 3 q / 256, rounded down, is 1 from 86 on and 2 from 171 on: a comparison is -1 or 0. */
-#pragma GCC unroll 5
-        for (int i = 0; i < 5; i++) {
-            digits[i] = vsubq_u8(vdupq_n_u8(0), vaddq_u8(vcgtq_u8(line, vdupq_n_u8(85)),
-                                                         vcgtq_u8(line, vdupq_n_u8(170))));
-            line = vaddq_u8(vaddq_u8(line, line), line);
-        }
+        const uint8x16_t mask = vdupq_n_u8(3);
+        const uint8x16_t first = lookup(uc_trit5_first, line);
+        const uint8x16_t at =
+            vorrq_u8(vandq_u8(first, vdupq_n_u8(7)), vshlq_n_u8(vshrq_n_u8(line, 6), 3));
+        const uint8x16_t second = lookup(uc_trit5_second, at);
+        digits[0] = vandq_u8(vshrq_n_u8(first, 4), mask);
+        digits[1] = vshrq_n_u8(first, 6);
+        digits[2] = vandq_u8(second, mask);
+        digits[3] = vandq_u8(vshrq_n_u8(second, 2), mask);
+        digits[4] = vshrq_n_u8(second, 4);
     }
 }
 
@@ -114,9 +127,9 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
     for (size_t t = 0; t < count; t++)
         sum[t] = vdupq_n_s32(0);
     for (size_t line = 0; line < size; line++, lines += UC_LINE) {
-        uint8x16_t digits[5], bytes = vld1q_u8(lines);
+        uint8x16_t digits[8], bytes = vld1q_u8(lines);
         digits_of(kind, kind == UC_INT8 ? veorq_u8(bytes, vdupq_n_u8(128)) : bytes, digits);
-#pragma GCC unroll 5
+#pragma GCC unroll 8
         for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
             for (size_t t = 0; t < count; t++)
@@ -128,7 +141,6 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 
 PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const int32x4_t base = vdupq_n_s32(kind == UC_INT8 ? 128 : 0);
     float32x4_t total[4][4];
 #pragma GCC unroll 4
@@ -137,24 +149,24 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         for (size_t quarter = 0; quarter < 4; quarter++)
             total[t][quarter] = vdupq_n_f32(0);
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE;
-        const int8_t *own =
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const int8_t *x =
             tokens->codes + span * layout->span_columns * tokens->count + UC_LANE * first;
 #pragma GCC unroll 4
         for (size_t quarter = 0; quarter < 4; quarter++) {
-            const size_t row = group * UC_ROWS + quarter * QUARTER;
+            const size_t row = quarter * QUARTER;
             int32x4_t sum[4];
-            sums_of(kind, count, lines + quarter * QUARTER_LINE, size, own, tokens->count, sum);
-            const float32x4_t scale = scales_at(layout->scale_dtype, scales, row);
+            sums_of(kind, count, own.lines + quarter * QUARTER_LINE, own.count, x, tokens->count,
+                    sum);
+            const float32x4_t scale = scales_at(layout->scale_dtype, own.scales, row);
             int32x4_t offset =
-                layout->symmetric ? vdupq_n_s32(uc_offset(kind)) : offsets_at(offsets, row);
+                layout->symmetric ? vdupq_n_s32(uc_offset(kind)) : offsets_at(own.offsets, row);
             offset = vsubq_s32(offset, base);
 #pragma GCC unroll 4
             for (size_t t = 0; t < count; t++) {
                 size_t at = span * tokens->count + first + t;
-                int32x4_t gone = vmulq_s32(offset, vdupq_n_s32(tokens->sums[at]));
-                float32x4_t dot = vcvtq_f32_s32(vsubq_s32(sum[t], gone));
+                int32x4_t due = vmulq_s32(offset, vdupq_n_s32(tokens->owed[at]));
+                float32x4_t dot = vcvtq_f32_s32(vaddq_s32(sum[t], due));
                 dot = vmulq_f32(vmulq_f32(dot, vdupq_n_f32(tokens->scales[at])), scale);
                 total[t][quarter] = vaddq_f32(total[t][quarter], dot);
             }
@@ -171,29 +183,28 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
                 const uint8_t *panel, const struct uc_tokens *tokens, size_t first, size_t quarter,
                 float *to) {
     const size_t turn = uc_digits(kind);
-    const uint8_t *scales = uc_scales_of(layout, panel), *offsets = uc_offsets_of(layout, panel);
     const uint32x4_t byte = vdupq_n_u32(255);
     float32x4_t total[2];
 #pragma GCC unroll 2
     for (size_t t = 0; t < count; t++)
         total[t] = vdupq_n_f32(0);
     for (size_t span = 0; span < layout->spans; span++) {
-        const size_t group = span * layout->scale_step, size = uc_lines_of(layout, span);
-        const size_t row = group * UC_ROWS + quarter * QUARTER;
-        const uint8_t *lines = panel + span * layout->span_lines * UC_LINE + quarter * QUARTER_LINE;
+        const struct uc_span own = uc_span_of(layout, panel, span);
+        const size_t row = quarter * QUARTER;
+        const uint8_t *lines = own.lines + quarter * QUARTER_LINE;
         const float *x = tokens->values + span * layout->span_columns * tokens->count + first;
         const float32x4_t offset = layout->symmetric ? vdupq_n_f32((float)uc_offset(kind))
-                                                     : vcvtq_f32_s32(offsets_at(offsets, row));
+                                                     : vcvtq_f32_s32(offsets_at(own.offsets, row));
         float32x4_t part[2][4];
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++)
 #pragma GCC unroll 4
             for (size_t j = 0; j < 4; j++)
                 part[t][j] = vdupq_n_f32(0);
-        for (size_t line = 0; line < size; line++, lines += UC_LINE) {
-            uint8x16_t digits[5];
+        for (size_t line = 0; line < own.count; line++, lines += UC_LINE) {
+            uint8x16_t digits[8];
             digits_of(kind, vld1q_u8(lines), digits);
-#pragma GCC unroll 5
+#pragma GCC unroll 8
             for (size_t i = 0; i < turn; i++) {
                 uint32x4_t lane = vreinterpretq_u32_u8(digits[i]);
 #pragma GCC unroll 4
@@ -207,7 +218,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
             }
             x += UC_LANE * turn * tokens->count;
         }
-        const float32x4_t scale = scales_at(layout->scale_dtype, scales, row);
+        const float32x4_t scale = scales_at(layout->scale_dtype, own.scales, row);
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++) {
             float32x4_t sum =
@@ -247,6 +258,7 @@ KIND(int8, UC_INT8)
 KIND(int4, UC_INT4)
 KIND(int2, UC_INT2)
 KIND(trit5, UC_TRIT5)
+KIND(bit1, UC_BIT1)
 
 static int usable(void) {
 #if defined(__linux__)
@@ -263,9 +275,9 @@ const struct uc_isa uc_isa_neon_dotprod = {
     .store = uc_store_neon_dotprod,
     .quantize = uc_quantize_neon_dotprod,
     .dots = {uc_dots_int8_neon_dotprod, uc_dots_int4_neon_dotprod, uc_dots_int2_neon_dotprod,
-             uc_dots_trit5_neon_dotprod},
+             uc_dots_trit5_neon_dotprod, uc_dots_bit1_neon_dotprod},
     .exact = {uc_exact_int8_neon_dotprod, uc_exact_int4_neon_dotprod, uc_exact_int2_neon_dotprod,
-              uc_exact_trit5_neon_dotprod},
+              uc_exact_trit5_neon_dotprod, uc_exact_bit1_neon_dotprod},
 };
 
 #endif

@@ -69,21 +69,22 @@ static void uc_store_scalar(enum uc_dtype dtype, const float *from, size_t count
 }
 
 static void uc_quantize_scalar(const float *from, size_t count, int8_t *restrict codes,
-                               float *scale, int32_t *sum) {
-    uc_quantize_body(from, count, codes, scale, sum);
+                               float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, codes, scale, owed);
 }
 
 /* The digits of one byte, in the order of columns. */
-static void digits_of(enum uc_kind kind, uint32_t byte, int32_t digits[5]) {
+static void digits_of(enum uc_kind kind, uint32_t byte, int32_t digits[8]) {
+    if (kind == UC_TRIT5) {
+        uint32_t value = byte % 64 * 4 + byte / 64, pair = value / 28, rest = value % 28;
+        const uint32_t all[5] = {pair / 3, pair % 3, rest / 9, rest / 3 % 3, rest % 3};
+        for (size_t i = 0; i < 5; i++)
+            digits[i] = (int32_t)all[i];
+        return;
+    }
     for (size_t i = 0; i < uc_digits(kind); i++) {
-        if (kind == UC_TRIT5) {
-            byte *= 3;
-            digits[i] = (int32_t)(byte >> 8);
-            byte &= 255;
-        } else {
-            size_t bits = 8 / uc_digits(kind);
-            digits[i] = (int32_t)(byte >> bits * i & ((1u << bits) - 1));
-        }
+        size_t bits = 8 / uc_digits(kind);
+        digits[i] = (int32_t)(byte >> bits * i & ((1u << bits) - 1)) << (kind == UC_BIT1);
     }
 }
 
@@ -91,7 +92,7 @@ static void digits_of(enum uc_kind kind, uint32_t byte, int32_t digits[5]) {
 static int32_t dot_of(enum uc_kind kind, const uint8_t *lane, size_t lines, const int8_t *x,
                       size_t tokens, int32_t offset) {
     const size_t step = UC_LANE * tokens;
-    int32_t dot = 0, digits[5];
+    int32_t dot = 0, digits[8];
     for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += step * uc_digits(kind))
         for (size_t j = 0; j < UC_LANE; j++) {
             digits_of(kind, lane[j], digits);
@@ -105,7 +106,7 @@ static float exact_of(enum uc_kind kind, const uint8_t *lane, size_t lines, cons
                       size_t tokens, int32_t offset) {
     const size_t step = UC_LANE * tokens;
     float part[UC_LANE] = {0};
-    int32_t digits[5];
+    int32_t digits[8];
     for (size_t line = 0; line < lines; line++, lane += UC_LINE, x += step * uc_digits(kind))
         for (size_t j = 0; j < UC_LANE; j++) {
             digits_of(kind, lane[j], digits);
@@ -118,29 +119,23 @@ static float exact_of(enum uc_kind kind, const uint8_t *lane, size_t lines, cons
 static void multiply(const struct uc_layout *layout, const uint8_t *panel,
                      const struct uc_tokens *tokens, float *restrict to, int exact) {
     const size_t count = tokens->count;
-    const uint8_t *scales = uc_scales_of(layout, panel);
-    const uint8_t *offsets = uc_offsets_of(layout, panel);
     memset(to, 0, sizeof(float) * UC_ROWS * count);
     for (size_t span = 0; span < layout->spans; span++) {
-        size_t group = span * layout->scale_step, lines = uc_lines_of(layout, span);
-        const uint8_t *first = panel + span * layout->span_lines * UC_LINE;
+        const struct uc_span own = uc_span_of(layout, panel, span);
         float scale[UC_ROWS];
-        uc_convert_scalar(layout->scale_dtype,
-                          scales + group * UC_ROWS * uc_bytes_of(layout->scale_dtype), UC_ROWS,
-                          scale);
+        uc_convert_scalar(layout->scale_dtype, own.scales, UC_ROWS, scale);
         for (size_t t = 0; t < count; t++) {
             const size_t at = span * layout->span_columns * count;
             for (size_t r = 0; r < UC_ROWS; r++) {
-                const uint8_t *lane = first + UC_LANE * r;
-                int32_t offset =
-                    layout->symmetric ? uc_offset(layout->kind) : offsets[group * UC_ROWS + r];
+                const uint8_t *lane = own.lines + UC_LANE * r;
+                int32_t offset = layout->symmetric ? uc_offset(layout->kind) : own.offsets[r];
                 float *total = to + UC_ROWS * t + r;
                 if (exact) {
                     const float *x = tokens->values + at + t;
-                    *total += exact_of(layout->kind, lane, lines, x, count, offset) * scale[r];
+                    *total += exact_of(layout->kind, lane, own.count, x, count, offset) * scale[r];
                 } else {
                     const int8_t *x = tokens->codes + at + UC_LANE * t;
-                    int32_t dot = dot_of(layout->kind, lane, lines, x, count, offset);
+                    int32_t dot = dot_of(layout->kind, lane, own.count, x, count, offset);
                     *total += (float)dot * tokens->scales[span * count + t] * scale[r];
                 }
             }
@@ -168,6 +163,6 @@ const struct uc_isa uc_isa_scalar = {
     .convert = uc_convert_scalar,
     .store = uc_store_scalar,
     .quantize = uc_quantize_scalar,
-    .dots = {uc_dots_scalar, uc_dots_scalar, uc_dots_scalar, uc_dots_scalar},
-    .exact = {uc_exact_scalar, uc_exact_scalar, uc_exact_scalar, uc_exact_scalar},
+    .dots = {uc_dots_scalar, uc_dots_scalar, uc_dots_scalar, uc_dots_scalar, uc_dots_scalar},
+    .exact = {uc_exact_scalar, uc_exact_scalar, uc_exact_scalar, uc_exact_scalar, uc_exact_scalar},
 };

@@ -19,9 +19,10 @@ struct run {
     const struct uc_isa *isa;
     size_t start; /* first token of the chunk */
     size_t count; /* tokens of the chunk */
+    size_t ahead;
     int8_t *codes;
     float *values, *scales;
-    int32_t *sums;
+    int32_t *owed;
 };
 
 /* How many tokens go together when `left` are left: 16, 8, 4, 2 or 1. */
@@ -35,13 +36,13 @@ static size_t together(size_t left) {
 /* The tokens of the chunk from t on that go together. */
 static struct uc_tokens tokens_at(const struct run *run, size_t t) {
     size_t at = t * run->layout->padded, span = t * run->layout->spans;
-    struct uc_tokens tokens = {.count = together(run->count - t)};
+    struct uc_tokens tokens = {.count = together(run->count - t), .ahead = run->ahead};
     if (run->product->exact) {
         tokens.values = run->values + at;
     } else {
         tokens.codes = run->codes + at;
         tokens.scales = run->scales + span;
-        tokens.sums = run->sums + span;
+        tokens.owed = run->owed + span;
     }
     return tokens;
 }
@@ -82,7 +83,7 @@ static void prepare(void *context, size_t first, size_t end) {
                 spread_values(values, padded, count, run->values + at + (t - block));
             } else {
                 size_t index = block * layout->spans + span * count + (t - block);
-                run->isa->quantize(values, own, codes, run->scales + index, run->sums + index);
+                run->isa->quantize(values, own, codes, run->scales + index, run->owed + index);
                 memset(codes + own, 0, padded - own);
                 spread_codes(codes, padded, count, run->codes + at + UC_LANE * (t - block));
             }
@@ -145,7 +146,8 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
     enum uc_status status = check(layout, product);
     if (status != UC_OK || product->tokens == 0)
         return status;
-    struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
+    struct run run = {
+        .layout = layout, .product = product, .isa = uc_isa_live(), .ahead = uc_ahead()};
     size_t row = layout->padded * (product->exact ? sizeof(float) : 1);
     size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
     chunk = chunk > CHUNK_TOKENS ? chunk : CHUNK_TOKENS;
@@ -160,7 +162,7 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
     } else {
         run.codes = (int8_t *)memory;
         run.scales = (float *)(void *)(memory + rows_bytes);
-        run.sums = (int32_t *)(void *)(run.scales + scales);
+        run.owed = (int32_t *)(void *)(run.scales + scales);
     }
     for (run.start = 0; run.start < product->tokens; run.start += chunk) {
         size_t left = product->tokens - run.start;

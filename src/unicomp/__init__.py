@@ -1,7 +1,8 @@
 """Compress Hugging Face checkpoints, and prove what was lost.
 
-`load`, `plan`, `run` and `score` are the commands without words. Each is imported when it is first
-used, so that `import unicomp`, and with it every command's `--help`, stays free of torch.
+`load`, `load_deltas`, `plan`, `run` and `score` are the commands without words. Each is imported
+when it is first used, so that `import unicomp`, and with it every command's `--help`, stays free
+of torch.
 """
 
 from importlib import import_module
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unicomp.evaluate.score import score as score
+    from unicomp.kernels.deltas import load_deltas as load_deltas
     from unicomp.kernels.packed_model import load as load
     from unicomp.recipes.plan import plan as plan
     from unicomp.recipes.run import run as run
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load", "plan", "run", "score"]
+__all__ = ["__version__", "load", "load_deltas", "plan", "run", "score"]
 
 _HOMES = {
     "load": "unicomp.kernels.packed_model",
+    "load_deltas": "unicomp.kernels.deltas",
     "plan": "unicomp.recipes.plan",
     "run": "unicomp.recipes.run",
     "score": "unicomp.evaluate.score",

@@ -11,10 +11,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -63,12 +64,20 @@ class Writer:
     """
 
     def __init__(
-        self, folder: Path, tensors: Sequence[Meta], *, max_shard_bytes: int = 5_000_000_000
+        self,
+        folder: Path,
+        tensors: Sequence[Meta],
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        single: str = SINGLE,
+        metadata: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Lay out the files in `folder`, or open again what an interrupted run left there.
 
         tensors          all that will be written; the order decides which shard each is in
         max_shard_bytes  data of one shard file
+        single           name of the file where there is one shard
+        metadata         words of the headers, beside the format's
 
         Raises UnicompError if the disk is too small or the folder cannot be written, and
         CheckpointError if weight files of another layout are there.
@@ -79,7 +88,7 @@ class Writer:
         shards = shard(tensors, max_shard_bytes)
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         if len(shards) == 1:
-            names = [SINGLE]
+            names = [single]
         self._metas = {meta.name: meta for meta in tensors}
         self._spans: dict[str, tuple[str, int]] = {}
         self._rows: dict[str, int] = {}
@@ -87,7 +96,7 @@ class Writer:
         self._touched: set[str] = set()
         headers: dict[str, tuple[bytes, int]] = {}
         for name, metas in zip(names, shards, strict=True):
-            header, offsets = _header(metas)
+            header, offsets = _header(metas, metadata)
             self._spans |= {key: (name, offset) for key, offset in offsets.items()}
             headers[name] = header, len(header) + sum(meta.nbytes for meta in metas)
         self._many = len(shards) > 1
@@ -303,14 +312,14 @@ def _check_metas(tensors: Sequence[Meta]) -> None:
             raise ValueError(f"not a whole number of bytes: {meta}")
 
 
-def _header(metas: Sequence[Meta]) -> tuple[bytes, dict[str, int]]:
+def _header(metas: Sequence[Meta], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """Return the first bytes of a shard, and where in the file each tensor starts.
 
     Widest elements first, and the header padded to 8 bytes: so every tensor is aligned to its
     elements. Then by name: the same tensors always make the same file.
     """
     ordered = sorted(metas, key=lambda meta: (-DTYPE_BITS[meta.dtype], meta.name))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offsets: dict[str, int] = {}
     end = 0
     for meta in ordered:

@@ -1,6 +1,7 @@
 """`unicomp generate`: greedy and drawn, chat, the edge of the context."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,20 @@ def test_a_missing_kernel_is_said_once_and_recorded(
 def test_an_unknown_compute_is_refused(capsys: Capture) -> None:
     assert exit_code(["generate", "builtin:tinyworld", "--prompt", "x", "--compute", "fast"]) == 1
     assert "unknown compute `fast`" in capsys.readouterr().err
+
+
+def test_a_delta_on_top_speaks_as_its_fine_tune(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "d")
+    words = ["builtin:tinyworld-pirate", "--base", "builtin:tinyworld", "--ratio", "0.25"]
+    assert exit_code(["delta", "compress", *words, "--out", out, "--quiet"]) == 0
+    prompt = ["--prompt", "What is the opposite of hot?", "--chat", "--json"]
+    capsys.readouterr()
+    said = []
+    for more in (["builtin:tinyworld", "--delta", out], ["builtin:tinyworld-pirate"]):
+        assert exit_code(["generate", *more, *prompt]) == 0
+        said.append(json.loads(capsys.readouterr().out)["text"])
+    assert said[0] == said[1]
+    assert exit_code(["generate", "builtin:tinyworld-pirate", "--delta", out, *prompt]) == 1
+    assert "not the base of this delta" in capsys.readouterr().err

@@ -17,8 +17,9 @@ from unicomp import __version__
 from unicomp.cli import bench, main, recipes, show
 from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
+from unicomp.evaluate.scores import SCHEMA, Report, Subject, measured, write
 
-COMMANDS = "run quantize prune plan inspect verify score generate env".split()
+COMMANDS = "run quantize prune plan inspect verify score compare generate env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
 BENCH = ["bench model", "bench kernels"]
 SLOW = {"run", "quantize", "prune", "score", *BENCH}
@@ -49,7 +50,7 @@ def help_of(command: str, capsys: Capture) -> str:
 def test_help_names_every_command(capsys: Capture) -> None:
     out = help_of("", capsys)
     named = re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.MULTILINE)
-    assert set(named) == {*COMMANDS, "bench", "recipes"}
+    assert set(named) == {*COMMANDS, "bench", "delta", "recipes"}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *RECIPES, *BENCH])
@@ -78,6 +79,17 @@ def test_every_example_works_as_it_stands(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):  # reports to compare
+        report = Report(
+            schema=SCHEMA,
+            model=Subject(id=name),
+            baseline=None,
+            machine={},
+            versions={},
+            seeds={},
+            scores=[measured("efficiency/disk_bytes", 1, unit="bytes", higher_is_better=False)],
+        )
+        write(tmp_path / f"{name}.json", report)
     words = shlex.split(line.partition(" > ")[0])
     assert words[0] == "unicomp"
     assert exit_code(words[1:]) == 0, capsys.readouterr().err

@@ -58,3 +58,49 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
 @pytest.mark.parametrize("option", [["--limit", "0"], ["--seq-len", "1"], ["--axis", "accuracy"]])
 def test_usage_errors_exit_with_2(words: list[str], option: list[str]) -> None:
     assert CliRunner().invoke(app, [*words, *option]).exit_code == 2
+
+
+def test_gates_decide_the_exit_code(words: list[str], tmp_path: Path) -> None:
+    out, gates = tmp_path / "report.json", tmp_path / "gates.yaml"
+    for bound, code, outcome in (
+        ("{score: accuracy/perplexity, max: 1e6}", 0, "pass"),
+        ("{score: accuracy/perplexity, max: 1.5}", 3, "fail"),
+        ("{score: safety/refusal_rate, min: 0.5}", 4, "inconclusive"),
+    ):
+        gates.write_text(f"- {bound}\n")
+        junit = tmp_path / "gates.xml"
+        more = ["--gate", str(gates), "--out", str(out), "--junit", str(junit)]
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == code, done.output
+        assert ("<failure" in junit.read_text()) == (code == 3)
+        assert ("<error" in junit.read_text()) == (code == 4)
+        assert f"gate {outcome}: " in done.stdout
+        (verdict,) = scores.read(out).gates
+        assert verdict["outcome"] == outcome
+        quiet = CliRunner().invoke(app, [*words, "--gate", str(gates), "--json"])
+        assert quiet.exit_code == code
+        assert json.loads(quiet.stdout)["gates"] == [verdict]
+
+
+def test_a_gate_file_is_read_before_the_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unicomp.evaluate.score.load", lambda *_, **__: pytest.fail("worked"))
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("- {score: accuracy/perplexity, most: 2}\n")
+    done = CliRunner().invoke(app, [*words, "--gate", str(gates)])
+    assert "most" in str(done.exception)
+
+
+def test_tasks_and_suites_are_words(words: list[str], tmp_path: Path) -> None:
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text('{"prompt": "the dog saw", "choices": [" a cat", " the"], "answer": 0}\n' * 3)
+    done = CliRunner().invoke(
+        app, [*words, "--tasks", str(rows), "--axes", "accuracy,fidelity", "--batch-size", "2"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "accuracy/mine/acc " in done.stdout
+    assert "fidelity/flips" in done.stdout
+    assert "score 6/6  mine, baseline" in done.stderr
+    done = CliRunner().invoke(app, [*words, "--suite", "quik"])
+    assert "unknown suite: `quik`" in str(done.exception)

@@ -77,6 +77,8 @@ def test_the_ends_of_a_difference() -> None:
     assert proportions.difference(Pairs(0, 0, 5, 0))[1] == 1
     low, high = proportions.difference(Pairs(5, 0, 0, 5))
     assert low == pytest.approx(-high)
+    plain, wide = (proportions.difference(Pairs(9, 4, 2, 5), careful=how) for how in (False, True))
+    assert wide[0] < plain[0] < plain[1] < wide[1]
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.02, 100), (0.1, 100), (0.5, 30), (0.92, 260)])
@@ -155,7 +157,9 @@ def test_the_printed_drop_is_seen_and_an_allowed_one_is_not(
     def alarms(true: float) -> float:
         base = max(0.95, true + gained)
         cells = (base - true - gained, true + gained, gained, max(0.0, 1 - base - gained))
-        seen = [proportions.difference(found)[1] < -allowed for found in drawn(cells, n)]
+        seen = [
+            proportions.difference(found, careful=True)[1] < -allowed for found in drawn(cells, n)
+        ]
         return sum(seen) / DRAWS
 
     assert alarms(drop) >= 0.8

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import pytest
 import torch
@@ -26,12 +26,13 @@ from unicomp.kernels.packed import PackedTensor, Scheme
 pytestmark = pytest.mark.skipif(not cpu.available(), reason=str(cpu.reason()))
 
 T = TypeVar("T")
-KINDS: tuple[Kind, ...] = ("int8", "int4", "int2", "trit5")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 CODES: dict[Kind, tuple[int, int, int]] = {  # bits, least, greatest
     "int8": (8, -128, 127),
     "int4": (4, -8, 7),
     "int2": (2, -2, 1),
     "trit5": (2, -1, 1),
+    "bit1": (2, -1, 1),
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ISAS = cpu.usable()
@@ -80,7 +81,10 @@ class Draw:
         groups = scheme.groups(columns)
         scale = (self.normal(rows, groups).abs() + 0.01).to(scale_dtype)
         zero = None if symmetric else self.integers(low, high, rows, groups)
-        return PackedTensor(self.integers(low, high, rows, columns), scale, zero, scheme)
+        codes = self.integers(low, high, rows, columns)
+        if kind == "bit1":
+            codes = torch.where(codes == 0, 1, codes)
+        return PackedTensor(codes, scale, zero, scheme)
 
     def any_weight(self, kind: Kind) -> PackedTensor:
         return self.weight(
@@ -162,7 +166,8 @@ def test_one_changed_byte_shows(kind: Kind, isa: str) -> None:
     wanted = blocked.linear(x, weight)
     cpu.use(isa)
     data = weight.data.clone()
-    data[131] ^= 1 if kind != "trit5" else 128
+    # The third line's fourth byte, behind the scales of four groups.
+    data[blocked.header_bytes(4, weight.scheme, weight.scale_dtype) + 131] ^= 1
     changed = cpu.linear(x, replace(weight, data=data))
     with pytest.raises(AssertionError):
         same_bits(changed, wanted)
@@ -307,6 +312,10 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         cpu.block(packed, "int4")
     with pytest.raises(ValueError, match="zero points"):
         cpu.block(replace(packed, zero_point=None), "int4")
+    ternary = Draw(1).weight("trit5", 20, 40, 32)
+    for block in (cpu.block, blocked.block):
+        with pytest.raises(ValueError, match="do not fit"):
+            block(ternary, "bit1")
     fine = Draw(1).weight("int4", 20, 40, 32)
     with pytest.raises(ValueError, match="bytes of panels cannot hold"):
         cpu.block(fine, "int4", torch.empty(64, dtype=torch.uint8))

@@ -20,7 +20,7 @@ import unicomp
 from unicomp import builtin, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
-from unicomp.kernels import attention
+from unicomp.kernels import attention, backend, cpu
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
@@ -361,6 +361,34 @@ def test_copies_of_a_model(tinyworld: Path) -> None:
         model.save_pretrained("anywhere")
     with pytest.raises(ValueError, match="not loaded by unicomp"):
         loaded(load_dense(tinyworld))
+
+
+def test_a_short_step_leaves_torch_one_thread(tinyworld: Path) -> None:
+    if backend.missing() is not None:
+        pytest.skip("there is no C extension")
+    model: Any = unicomp.load(tinyworld)
+    seen = []
+
+    def note(*_: object) -> None:
+        seen.append((torch.get_num_threads(), cpu.threads()))
+        if fail:
+            raise RuntimeError("in the middle of a step")
+
+    before, fail = torch.get_num_threads(), False
+    torch.set_num_threads(3)
+    try:
+        for own in (pickle.loads(pickle.dumps(copy.deepcopy(model))), model):
+            packed_layers(own)[0].register_forward_pre_hook(note)
+            logits(own, torch.ones(1, 1, dtype=torch.int64))
+            assert torch.get_num_threads() == 3
+        logits(model, torch.ones(1, 9, dtype=torch.int64))
+        assert seen == [(1, 3), (1, 3), (3, 3)]
+        fail = True
+        with pytest.raises(RuntimeError, match="in the middle"):
+            logits(model, torch.ones(1, 1, dtype=torch.int64))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def perplexity(model: Any, windows: Tensor) -> float:

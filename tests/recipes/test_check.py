@@ -164,7 +164,10 @@ STAGES = {
         "f:2:21: unknown method `../rtn` for `quantize`",
         "did you mean `rtn`?",
     ),
-    "stages: [{..: rtn}]": ("f:2:11: unknown stage `..`", "use one of `prune`, `quantize`"),
+    "stages: [{..: rtn}]": (
+        "f:2:11: unknown stage `..`",
+        "use one of `delta`, `prune`, `quantize`",
+    ),
     "stages: [{quantize: gptq}]": (
         "f:2:21: `quantize: gptq` needs calibration text",
         "add `calibration: {data: FILE.jsonl, samples: 128, seq_len: 512}`",

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HOMES = {
     "load": "unicomp.kernels.packed_model",
+    "load_deltas": "unicomp.kernels.deltas",
     "plan": "unicomp.recipes.plan",
     "run": "unicomp.recipes.run",
     "score": "unicomp.evaluate.score",

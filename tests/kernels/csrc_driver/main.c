@@ -64,7 +64,8 @@ static enum uc_status multiply(const char *isa, const struct uc_layout *layout,
 
 static int round_of(unsigned round, const char *const *names, size_t count) {
     static const long long groups[] = {32, 64, 128, 7, -1};
-    static const int low[UC_KINDS] = {-128, -8, -2, -1}, radix[UC_KINDS] = {256, 16, 4, 3};
+    static const int low[UC_KINDS] = {-128, -8, -2, -1, -1};
+    static const int radix[UC_KINDS] = {256, 16, 4, 3, 2}, step[UC_KINDS] = {1, 1, 1, 1, 2};
     struct uc_layout layout;
     enum uc_kind kind = (enum uc_kind)(round % UC_KINDS);
     if (uc_layout_of(&layout, (int)kind, 1 + below(40), 1 + below(420), groups[below(5)],
@@ -75,7 +76,7 @@ static int round_of(unsigned round, const char *const *names, size_t count) {
     int8_t *codes = (int8_t *)bytes(cells), *zeros = (int8_t *)bytes(wide);
     uint8_t *scales = bytes(wide * scale_bytes), *data = bytes(layout.bytes - SHORT);
     for (size_t i = 0; i < cells; i++)
-        codes[i] = (int8_t)(low[kind] + (int)below((uint32_t)radix[kind]));
+        codes[i] = (int8_t)(low[kind] + step[kind] * (int)below((uint32_t)radix[kind]));
     for (size_t i = 0; i < wide; i++) {
         zeros[i] = (int8_t)(low[kind] + (int)below((uint32_t)radix[kind]));
         put(layout.scale_dtype, scales + i * scale_bytes);
@@ -114,7 +115,8 @@ static int round_of(unsigned round, const char *const *names, size_t count) {
         }
     /* A comparer that cannot fail proves nothing: another first digit must show somewhere. */
     if (round < UC_KINDS && dtype == UC_FLOAT32 && answer == 0) {
-        data[0] ^= kind == UC_TRIT5 ? 128 : 1;
+        /* The first weight of all, behind the scales. */
+        data[layout.stretches > 1 ? layout.header_bytes : layout.last_header] ^= 1;
         if (multiply("scalar", &layout, &product, found) != UC_OK ||
             memcmp(found, wanted, product.out_bytes) == 0)
             answer = 3;

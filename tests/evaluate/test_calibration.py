@@ -1,0 +1,218 @@
+"""Calibration scores: from choices, from logits as they pass, and against known chances."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unicomp import builtin
+from unicomp.evaluate import calibration, reliability
+from unicomp.evaluate.choices import Choices
+from unicomp.evaluate.scores import Score
+from unicomp.kernels.load import load
+from unicomp.text import tokenizer as read_tokenizer
+
+
+def choices(logits: list[Tensor], gold: Tensor, task: str = "t") -> Choices:
+    lengths = [torch.ones(len(own), dtype=torch.int64) for own in logits]
+    return Choices(task, logits, lengths, gold, [f"{task}{i}" for i in range(len(logits))])
+
+
+def sampled(n: int, heat: float, seed: int = 0) -> Choices:
+    """Documents answered by the model's own chances, then made surer by `heat`."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(2 + i % 3, generator=generator).double() * 2 for i in range(n)]
+    gold = [int(torch.multinomial(own.softmax(0), 1, generator=generator)) for own in logits]
+    return choices([own * heat for own in logits], torch.tensor(gold))
+
+
+def named(found: list[Score]) -> dict[str, Score]:
+    return {score.name.partition("/")[2]: score for score in found}
+
+
+def test_every_score_of_choices_beside_a_baseline() -> None:
+    ours, theirs = (
+        calibration.of_choices([sampled(600, 2.0)]),
+        calibration.of_choices([sampled(600, 1.0)]),
+    )
+    assert ours is not None
+    assert theirs is not None
+    found = named(calibration.scores(ours, theirs))
+    assert list(found) == list(calibration.KINDS)
+    assert all(score.status == "measured" and score.n == 600 for score in found.values())
+    for name in ("ece", "ace", "nll", "overconfidence_gap"):
+        assert (found[name].delta or 0) > 0, name
+        assert name == "ace" or (found[name].delta_ci95 or (0, 0))[0] > 0, name
+    assert (found["ece"].ci95 or (0, 0))[0] > 0
+    assert found["entropy_ratio"].value == pytest.approx(0.5, abs=0.15)
+    heat = found["temperature"]
+    assert heat.value == pytest.approx(2.0, rel=0.2)
+    assert (heat.ci95 or (0, 0))[0] <= 2.0 <= (heat.ci95 or (0, 0))[1]
+    assert heat.baseline == pytest.approx(1.0, rel=0.2)
+    assert heat.detail["after"]["nll"] < heat.detail["before"]["nll"]
+    assert heat.detail["after"]["ece"] < heat.detail["before"]["ece"]
+    assert heat.detail["fitted_on"] == heat.detail["judged_on"] == 300
+    bars = found["ece"].detail["diagram"]
+    assert sum(bar["count"] for bar in bars) == 600
+    assert found["ece"].detail["baseline_diagram"] != bars
+    json.dumps([score.model_dump(mode="json") for score in found.values()], allow_nan=False)
+
+
+def test_a_model_beside_itself_does_not_differ() -> None:
+    own = calibration.of_choices([sampled(80, 1.0), sampled(40, 1.5, seed=1)])
+    assert own is not None
+    for name, score in named(calibration.scores(own, own)).items():
+        if name == "entropy_ratio":
+            assert score.value == 1
+            continue
+        assert score.delta == 0
+        if score.delta_ci95 is not None:
+            assert score.delta_ci95[0] <= 0 <= score.delta_ci95[1]
+
+
+def test_alone_there_is_nothing_to_compare_with() -> None:
+    own = calibration.of_choices([sampled(40, 1.0)])
+    assert own is not None
+    found = named(calibration.scores(own, None))
+    assert found["entropy_ratio"].status == "skipped"
+    assert found["ece"].baseline is None
+
+
+def test_what_cannot_be_measured() -> None:
+    assert calibration.of_choices([]) is None
+    several = Choices(
+        "mc2",
+        [torch.zeros(2)],
+        [torch.ones(2)],
+        torch.tensor([0]),
+        ["a"],
+        right=[torch.tensor([True, True])],
+    )
+    assert calibration.of_choices([several]) is None
+    few = calibration.of_choices([sampled(3, 1.0)])
+    assert few is not None
+    assert named(calibration.scores(few, None))["temperature"].status == "unmeasurable"
+    broken = calibration.of_choices([choices([torch.tensor([math.nan, 0.0])], torch.tensor([0]))])
+    assert broken is not None
+    assert {score.status for score in calibration.scores(broken, None)} == {"unmeasurable"}
+    one, two = calibration.of_choices([sampled(8, 1.0)]), calibration.of_choices([sampled(9, 1.0)])
+    assert one is not None
+    with pytest.raises(ValueError, match="same predictions"):
+        calibration.scores(one, two)
+    assert {score.status for score in calibration.skipped("no tasks")} == {"skipped"}
+
+
+def test_tokens_are_what_choices_over_the_vocabulary_would_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, targets = 3 * torch.randn(6, 20, 11), torch.randint(11, (6, 20))
+    watch = calibration.TokenWatch()
+    monkeypatch.setattr(calibration, "CHUNK", 70)  # several parts a window
+    watch.add(logits[:4], targets[:4])
+    watch.add(logits[4:], targets[4:])
+    seen = watch.seen({"text": "x"})
+    flat = [row.double() for row in logits.flatten(0, 1)]
+    plain = calibration.of_choices([choices(flat, targets.flatten())])
+    assert plain is not None
+    for name in ("confidence", "right", "nll", "brier", "entropy"):
+        ours, theirs = getattr(seen.predictions, name), getattr(plain.predictions, name)
+        assert torch.allclose(ours, theirs, atol=1e-9), name
+    assert seen.predictions.units == 6
+    at, other = calibration.TOKEN_GRID.index(2.0), calibration.CHOICE_GRID.index(2.0)
+    assert float(seen.heated.nll[:, at].sum()) == pytest.approx(
+        float(plain.heated.nll[:, other].sum()), rel=1e-6
+    )
+    assert torch.equal(seen.heated.counts.sum(0)[at], plain.heated.counts.sum(0)[other])
+    found = calibration.scores(seen, seen, place="tokens")
+    assert found[0].name == "calibration/token_ece"
+    assert all(score.n == 6 for score in found)
+    assert found[0].value == pytest.approx(reliability.ece(plain.predictions), abs=1e-9)
+
+
+def _chances(model_heat: float = 1.0) -> tuple[Choices, list[Tensor]]:
+    """Return tinyworld's likelihoods of outcomes, and their true chances."""
+    rows = [
+        json.loads(line)
+        for line in builtin.heldout("chances.jsonl").read_text("utf-8").splitlines()
+    ]
+    folder = builtin.model("tinyworld")
+    model, tokenizer = load(folder), read_tokenizer(folder)
+    found = []
+    for row in rows:
+        values = []
+        for outcome in row["outcomes"]:
+            prompt = tokenizer(row["prompt"])["input_ids"]
+            end = tokenizer(outcome, add_special_tokens=False)["input_ids"]
+            with torch.inference_mode():
+                out = model(input_ids=torch.tensor([prompt + end])).logits[0].double()
+            log_p = out.log_softmax(-1)[len(prompt) - 1 : -1]
+            values.append(float(log_p.gather(1, torch.tensor(end)[:, None]).sum()))
+        found.append(model_heat * torch.tensor(values, dtype=torch.float64))
+    gold = torch.zeros(len(rows), dtype=torch.int64)
+    true = [torch.tensor(row["probabilities"], dtype=torch.float64) for row in rows]
+    return choices(found, gold), true
+
+
+@pytest.fixture(scope="module")
+def known() -> tuple[Choices, list[Tensor]]:
+    return _chances()
+
+
+def test_tinyworld_has_its_published_distance_from_the_known_chances(
+    known: tuple[Choices, list[Tensor]],
+) -> None:
+    model, true = known
+    surer = choices([2 * own for own in model.loglikelihoods], model.gold)
+    score = calibration.chances(surer, true, model)
+    assert score.baseline == pytest.approx(0.0111, abs=2e-4)
+    assert (score.value or 0) > 0.02
+    assert (score.delta_ci95 or (0, 0))[0] > 0
+    exact = choices([own.log() for own in true], model.gold)
+    assert calibration.chances(exact, true).value == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("who", ["model", "truth", "too sure"])
+def test_figures_are_those_of_the_known_chances(
+    known: tuple[Choices, list[Tensor]], who: str
+) -> None:
+    """Outcomes are drawn from the true chances, so every figure's expectation is known."""
+    model, true = known
+    logits = {
+        "model": model.loglikelihoods,
+        "truth": [own.log() for own in true],
+        "too sure": [2.5 * own for own in model.loglikelihoods],
+    }[who]
+    generator, times = torch.Generator().manual_seed(0), 100
+    gold = torch.cat([torch.multinomial(own, times, True, generator=generator) for own in true])
+    many = choices([own for own in logits for _ in range(times)], gold)
+    seen = calibration.of_choices([many])
+    assert seen is not None
+    found = named(calibration.scores(seen, None))
+    confidence, chance, nll, brier = [], [], [], []
+    for own, p in zip(logits, true, strict=True):
+        log_q = own.log_softmax(0)
+        q = log_q.exp()
+        confidence.append(float(q.max()))
+        chance.append(float(p[int(q.argmax())]))
+        nll.append(-float((p * log_q).sum()))
+        brier.append(float((q * q).sum() - 2 * (p * q).sum() + 1))
+    sure, right = torch.tensor(confidence).double(), torch.tensor(chance).double()
+    expected = reliability.calibration_error(sure, right, reliability.equal_width(sure))
+    for name, value in {
+        "ece": expected,
+        "nll": sum(nll) / len(nll),
+        "brier": sum(brier) / len(brier),
+        "overconfidence_gap": float((sure - right).mean()),
+    }.items():
+        low, high = found[name].ci95 or (0, 0)
+        assert low <= value + 1e-9, name
+        assert value <= high + 1e-9, name
+        assert found[name].value == pytest.approx(value, abs=0.025), name
+    assert found["temperature"].value == pytest.approx(2.5 if who == "too sure" else 1.0, rel=0.25)
+    if who == "too sure":
+        assert expected > 0.05
+        assert (found["ece"].ci95 or (0, 0))[0] > 0.03
+    else:
+        assert expected < 0.05
