@@ -166,7 +166,10 @@ STAGES = {
         "f:2:21: unknown method `../rtn` for `quantize`",
         "did you mean `rtn`?",
     ),
-    "stages: [{..: rtn}]": ("f:2:11: unknown stage `..`", "use `quantize`"),
+    "stages: [{..: rtn}]": (
+        "f:2:11: unknown stage `..`",
+        "use one of `delta`, `quantize`",
+    ),
     "stages: [{quantize: gptq}]": (
         "f:2:21: `quantize: gptq` needs calibration text",
         "add `calibration: {data: FILE.jsonl, samples: 128, seq_len: 512}`",
