@@ -129,7 +129,7 @@ def _load(
         folder = hub.resolve(pretrained).folder
         dense = load(folder, dtype=kind or torch.float32)
         if device is not None:
-            dense.to(device)  # modules move in place
+            torch.nn.Module.to(dense, device)  # in place
         return dense
     return packed_model.load(
         pretrained,
