@@ -127,8 +127,10 @@ def _load(
         device = "cpu"  # lm-eval's command asks for a GPU unless told otherwise
     if compute == DEQUANTIZED:
         folder = hub.resolve(pretrained).folder
-        dense: Any = load(folder, dtype=kind or torch.float32)
-        return dense if device is None else dense.to(device)
+        dense = load(folder, dtype=kind or torch.float32)
+        if device is not None:
+            torch.nn.Module.to(dense, device)  # in place
+        return dense
     return packed_model.load(
         pretrained,
         device=device,

@@ -198,15 +198,18 @@ def load_deltas(
     """
     opened = [open_delta(Path(delta)) for delta in deltas]
     checkpoint = Checkpoint.open(hub.resolve(str(base)).folder)
+    checked: list[dict[str, str]] = []
     for delta in opened:
-        if not quantized_from_base(delta, checkpoint):
+        own = delta.manifest.base.sha256
+        if own not in checked and not quantized_from_base(delta, checkpoint):
             check_base(delta, checkpoint)
+        checked.append(own)
     model = packed_model.load(base, device=device, backend=backend, compute=compute, dtype=dtype)
     choice = Choice((0,) if opened else (BASE,))
     homes = _Homes(model, choice)
     for index, delta in enumerate(opened):
-        for name, own in delta.manifest.tensors.items():
-            if own.kind != "same":
+        for name, stored in delta.manifest.tensors.items():
+            if stored.kind != "same":
                 _add(homes, index, delta, name)
     known: Any = model
     known.unicomp_choice, known.unicomp_deltas = choice, len(opened)

@@ -18,8 +18,8 @@ from unicomp.kernels.delta import Layout
 class Svd(DeltaMethod):
     """Options of low rank alone."""
 
-    factors: Literal["float16", "int8"] = Field("float16", description="what factors are stored in")
-    allocation: Literal["tensor", "model"] = Field(
+    factors: Literal["int8", "float16"] = Field("float16", description="what factors are stored in")
+    allocation: Literal["model", "tensor"] = Field(
         "tensor", description="the ratio for each weight by itself, or one budget for all"
     )
 

@@ -33,9 +33,9 @@ const struct uc_isa *uc_isa_at(unsigned index);
 /* Does the processor convert float16? Not every compiler's __builtin_cpu_supports knows it. */
 int uc_has_f16c(void);
 
-/* How many bytes ahead of a line to fetch, once a line: 0 where the processor reads one stream as
- * fast by itself, and slower if told. */
-size_t uc_ahead(void);
+/* How many bytes ahead of a line to fetch, once a line, with so many tokens at once: 0 where the
+ * processor reads one stream as fast by itself, and slower if told. */
+size_t uc_ahead(size_t tokens);
 
 extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni, uc_isa_neon_dotprod;
 

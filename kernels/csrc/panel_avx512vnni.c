@@ -124,6 +124,12 @@ PART __m512i field(__m512i bytes, int bit, int mask) {
     return _mm512_and_si512(bytes, _mm512_set1_epi8((char)mask));
 }
 
+/* sum + digits * x, four bytes a lane. Spelt out: GCC copies the sum of its builtin around. */
+PART __m512i dot(__m512i sum, __m512i digits, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(x));
+    return sum;
+}
+
 /* The digits of a line, shifted down. */
 PART void digits_of(int kind, __m512i line, __m512i digits[8]) {
     if (kind == UC_INT8) {
@@ -172,8 +178,7 @@ PART void sums_of_many(int kind, const size_t count, const struct uc_span *span,
         for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 16
             for (size_t t = 0; t < count; t++)
-                sum[t] =
-                    _mm512_dpbusd_epi32(sum[t], digits[i], four(x + UC_LANE * (i * count + t)));
+                sum[t] = dot(sum[t], digits[i], four(x + UC_LANE * (i * count + t)));
     }
 }
 
@@ -199,8 +204,7 @@ PART void add_line(int kind, const size_t count, const uint8_t *line, const int8
         __m512i digit = field(turn == 5 && i < 2 ? first : second, 0, mask << bit);
 #pragma GCC unroll 2
         for (size_t t = 0; t < count; t++)
-            sum[t][bit] =
-                _mm512_dpbusd_epi32(sum[t][bit], digit, four(x + UC_LANE * (i * count + t)));
+            sum[t][bit] = dot(sum[t][bit], digit, four(x + UC_LANE * (i * count + t)));
     }
 }
 
@@ -255,8 +259,8 @@ PART void dots(int kind, const size_t count, const struct uc_layout *layout, con
 #pragma GCC unroll 16
         for (size_t t = 0; t < count; t++) {
             const float one = tokens->scales[span * count + t];
-            __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_set1_ps(one));
-            total[t] = _mm512_add_ps(total[t], _mm512_mul_ps(dot, scale));
+            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_set1_ps(one));
+            total[t] = _mm512_add_ps(total[t], _mm512_mul_ps(product, scale));
         }
     }
 #pragma GCC unroll 16

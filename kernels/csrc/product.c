@@ -19,7 +19,6 @@ struct run {
     const struct uc_isa *isa;
     size_t start; /* first token of the chunk */
     size_t count; /* tokens of the chunk */
-    size_t ahead;
     int8_t *codes;
     float *values, *scales;
     int32_t *owed;
@@ -36,7 +35,8 @@ static size_t together(size_t left) {
 /* The tokens of the chunk from t on that go together. */
 static struct uc_tokens tokens_at(const struct run *run, size_t t) {
     size_t at = t * run->layout->padded, span = t * run->layout->spans;
-    struct uc_tokens tokens = {.count = together(run->count - t), .ahead = run->ahead};
+    const size_t count = together(run->count - t);
+    struct uc_tokens tokens = {.count = count, .ahead = uc_ahead(count)};
     if (run->product->exact) {
         tokens.values = run->values + at;
     } else {
@@ -146,8 +146,7 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
     enum uc_status status = check(layout, product);
     if (status != UC_OK || product->tokens == 0)
         return status;
-    struct run run = {
-        .layout = layout, .product = product, .isa = uc_isa_live(), .ahead = uc_ahead()};
+    struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
     size_t row = layout->padded * (product->exact ? sizeof(float) : 1);
     size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
     chunk = chunk > CHUNK_TOKENS ? chunk : CHUNK_TOKENS;

@@ -12,7 +12,7 @@ from unicomp.cli.method_options import Option
 from unicomp.compress import methods
 from unicomp.recipes.schema import Calibration
 
-VERBS = ["quantize"]
+VERBS = ["delta", "quantize"]
 SCHEMA = method_options.ROOT / "recipes/schema.py"
 
 
