@@ -169,7 +169,7 @@ def _solve(
         start = 0
         for linear in members:
             stop = start + linear.shape[0]
-            yield Solved(linear, rows(solution, start, stop), stats.tokens, fallback)
+            yield Solved(linear, solution.rows(start, stop), stats.tokens, fallback)
             start = stop
 
 
@@ -203,29 +203,3 @@ def _weight(module: nn.Module, linear: Linear) -> Tensor:
         raise TypeError(f"{linear.inner} has no weight")
     weight = weight.detach().float()
     return weight.T if linear.transposed else weight
-
-
-def rows(solution: Solution | Pruned, start: int, stop: int) -> Solution | Pruned:
-    """Return the part of a stacked solution that belongs to the output rows `start:stop`."""
-    cut = slice(start, stop)
-
-    def some(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[cut]
-
-    if isinstance(solution, Pruned):
-        return Pruned(
-            solution.weight[cut],
-            some(solution.error),
-            some(solution.magnitude),
-            some(solution.reference),
-            solution.damp,
-        )
-    return Solution(
-        packed=solution.packed.rows(start, stop),
-        error=solution.error[cut],
-        rounding=solution.rounding[cut],
-        reference=solution.reference[cut],
-        predicted=some(solution.predicted),
-        clipped=solution.clipped[cut],
-        damp=solution.damp,
-    )

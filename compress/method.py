@@ -5,12 +5,13 @@ It declares the statistics it needs and never hooks a model: the driver gathers 
 once for all who ask.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -88,6 +89,49 @@ class Solution:
         """What the layer computes with from here on, float32 [out, in]."""
         return self.packed.dequantize()
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Return the part that belongs to the output rows `start:stop`."""
+        return replace(
+            self,
+            packed=self.packed.rows(start, stop),
+            error=self.error[start:stop],
+            rounding=self.rounding[start:stop],
+            reference=self.reference[start:stop],
+            predicted=_cut(self.predicted, start, stop),
+            clipped=self.clipped[start:stop],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Put solutions of successive rows together; they have one scheme and one damping."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        zeros = [part.packed.zero_point for part in parts]
+        return replace(
+            first,
+            packed=PackedTensor(
+                torch.cat([part.packed.codes for part in parts]),
+                torch.cat([part.packed.scale for part in parts]),
+                _cat(zeros),
+                first.packed.scheme,
+            ),
+            error=torch.cat([part.error for part in parts]),
+            rounding=torch.cat([part.rounding for part in parts]),
+            reference=torch.cat([part.reference for part in parts]),
+            predicted=_cat([part.predicted for part in parts]),
+            clipped=torch.cat([part.clipped for part in parts]),
+        )
+
+
+def _cut(value: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if value is None else value[start:stop]
+
+
+def _cat(values: Sequence[Tensor | None]) -> Tensor | None:
+    whole = [value for value in values if value is not None]
+    return torch.cat(whole) if whole else None
+
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
@@ -117,6 +161,16 @@ class Pruned:
     magnitude: Tensor | None = None
     reference: Tensor | None = None
     damp: float | None = None
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Return the part that belongs to the output rows `start:stop`."""
+        return replace(
+            self,
+            weight=self.weight[start:stop],
+            error=_cut(self.error, start, stop),
+            magnitude=_cut(self.magnitude, start, stop),
+            reference=_cut(self.reference, start, stop),
+        )
 
 
 class Method(BaseModel):

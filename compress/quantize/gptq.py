@@ -12,8 +12,7 @@ Differs: GPTAQ adds its correction column by column through the inverse's factor
 here the least-squares target is set once, which nearest plane then rounds like any other.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import ClassVar, cast
 
 import torch
@@ -30,7 +29,7 @@ from unicomp.compress.masked import Given, Mask, Masked, whole
 from unicomp.compress.method import Need, Pruning, QuantizeMethod, Solution, Stats
 from unicomp.compress.sparsity import Sparsity
 from unicomp.errors import CheckpointError
-from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.kernels.packed import Scheme
 
 CHUNK = 1 << 23  # weights at a time: rows are independent, so scratch need not grow with them
 PRUNED = 0.05  # share of zeros from where a weight counts as pruned
@@ -115,7 +114,7 @@ class Gptq(QuantizeMethod):
             elif self.keep_zeros and float((part == 0).float().mean()) >= PRUNED:
                 mask = Given(ordered(part != 0, factor.order))
             parts.append(self._rows(part, target, stats.hessian, factor, scheme, dtype, mask))
-        return _joined(parts)
+        return Solution.joined(parts)
 
     def _grid(self, target: Tensor, scheme: Scheme, dtype: torch.dtype, cost: Tensor) -> Grid:
         return grid.search(target, scheme, self.scale_search, dtype=dtype, importance=cost)
@@ -197,29 +196,3 @@ def _correction(weight: Tensor, stats: Stats, factor: Factor, key: object, many:
     if key not in stats.memo:
         stats.memo[key] = restored(factor.solve(ordered(cross, order)), order).T
     return weight @ cast(Tensor, stats.memo[key])
-
-
-def _joined(parts: Sequence[Solution]) -> Solution:
-    """Put solutions of successive rows together."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
-        whole = [value for value in values if value is not None]
-        return torch.cat(whole) if whole else None
-
-    first = parts[0]
-    return replace(
-        first,
-        packed=PackedTensor(
-            torch.cat([part.packed.codes for part in parts]),
-            torch.cat([part.packed.scale for part in parts]),
-            joined([part.packed.zero_point for part in parts]),
-            first.packed.scheme,
-        ),
-        error=torch.cat([part.error for part in parts]),
-        rounding=torch.cat([part.rounding for part in parts]),
-        reference=torch.cat([part.reference for part in parts]),
-        predicted=joined([part.predicted for part in parts]),
-        clipped=torch.cat([part.clipped for part in parts]),
-    )
