@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unicomp.compress.decompose import How, decompose
 from unicomp.compress.linalg import Factor
-from unicomp.compress.masked import Mask
+from unicomp.compress.masked import Given, Mask
 from unicomp.compress.patterns import Pattern, matches
 from unicomp.compress.sparsity import Sparsity, Target, parse
 from unicomp.kernels.delta import Layout, PackedDelta
@@ -351,8 +351,12 @@ class PruneMethod(LayerMethod):
         return False
 
     def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
-        """Return which weights stay, for a method that quantizes the rest in the same walk."""
-        raise NotImplementedError
+        """Return which weights stay, for a method that quantizes the rest in the same walk.
+
+        Here: those that `solve` leaves, decided before the walk.
+        """
+        stays = self.solve(weight, stats, target).weight != 0
+        return Given(stays.T[factor.order])
 
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make weights zero; see the method's file."""

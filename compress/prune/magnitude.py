@@ -9,9 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unicomp.compress.babai import ordered
-from unicomp.compress.linalg import Factor
-from unicomp.compress.masked import Given, Mask
 from unicomp.compress.method import Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 
@@ -26,10 +23,6 @@ class Magnitude(PruneMethod):
     def spread(self) -> bool:
         """Tell whether the zeros are shared out over the whole model."""
         return self.scope == "global"
-
-    def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
-        """Keep the greatest magnitudes."""
-        return Given(ordered(keep(weight.abs(), target), factor.order))
 
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make the least magnitudes zero; float [out, in]."""

@@ -9,9 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unicomp.compress.babai import ordered
-from unicomp.compress.linalg import Factor
-from unicomp.compress.masked import Given, Mask
 from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
@@ -25,10 +22,6 @@ class Wanda(PruneMethod):
     exclude_sink: bool = Field(
         False, description="leave each window's first token, where activations are massive, out"
     )
-
-    def mask(self, weight: Tensor, stats: Stats, target: Target, factor: Factor) -> Mask:
-        """Keep the greatest products of magnitude and input norm."""
-        return Given(ordered(keep(weight.abs() * _norm(stats), target), factor.order))
 
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make the least products of magnitude and input norm zero; float [out, in]."""
