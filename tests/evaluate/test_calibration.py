@@ -46,7 +46,11 @@ def test_every_score_of_choices_beside_a_baseline() -> None:
         assert (found[name].delta or 0) > 0, name
         assert name == "ace" or (found[name].delta_ci95 or (0, 0))[0] > 0, name
     assert (found["ece"].ci95 or (0, 0))[0] > 0
-    assert found["entropy_ratio"].value == pytest.approx(0.5, abs=0.15)
+    hot, plain = (
+        sum(float(-(log.exp() * log).sum()) for log in sampled(600, heat).log_probabilities())
+        for heat in (2.0, 1.0)
+    )
+    assert found["entropy_ratio"].value == pytest.approx(hot / plain, rel=1e-9)
     heat = found["temperature"]
     assert heat.value == pytest.approx(2.0, rel=0.2)
     assert (heat.ci95 or (0, 0))[0] <= 2.0 <= (heat.ci95 or (0, 0))[1]
