@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any
 
-import typer
-
-from unicomp.cli import method_options
+from unicomp.cli import method_options, stage
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -16,33 +14,19 @@ from unicomp.cli.options import (
     Quiet,
     Resume,
 )
-from unicomp.cli.plan import show_plan
-from unicomp.cli.quantize import CALIBRATION
-from unicomp.cli.run import carry_out, require
 
 VERB = "prune"
-METHOD = method_options.of_verb(VERB)
-
-
-def _methods(incomplete: str) -> list[str]:
-    from unicomp.compress.methods import methods
-
-    return [name for name in methods(VERB) if name.startswith(incomplete)]
-
 
 Method = Annotated[
     str,
-    typer.Option(
-        "--method",
-        metavar="|".join(method_options.methods(VERB)),
-        help="How zeros are chosen; all but `magnitude` need `--calibration`. Default: sparsegpt.",
-        autocompletion=_methods,
-        show_default=False,
+    stage.method(
+        VERB,
+        "How zeros are chosen; all but `magnitude` need `--calibration`. Default: sparsegpt.",
     ),
 ]
 
 
-@method_options.accept([*METHOD, *CALIBRATION], before="max_memory")
+@method_options.accept(stage.options(VERB), before="max_memory")
 def prune(
     model: Model,
     out: Out = None,
@@ -54,26 +38,23 @@ def prune(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-    **options: Any,
+    **words: Any,
 ) -> None:
     """Make weights of the linear layers zero; shapes, bytes and speed stay as they are.
 
     Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
     unicomp prune builtin:tinyworld --out out/sparse --sparsity 2:4 --calibration builtin:tinyworld
     """
-    require(out, device, dry_run)
-    from unicomp.recipes.load import from_options
-    from unicomp.recipes.plan import plan
-
-    recipe = from_options(
+    stage.run_stage(
         VERB,
         method,
-        method_options.given(METHOD, options),
+        words,
         model=model,
-        calibration=method_options.given(CALIBRATION, options) or None,
+        out=out,
+        max_memory=max_memory,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        json=json,
     )
-    found = plan(recipe, max_memory=max_memory)
-    if out is None or dry_run:
-        show_plan(found, json)
-    else:
-        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unicomp.cli import method_options
+from unicomp.cli import method_options, stage
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -16,18 +16,8 @@ from unicomp.cli.options import (
     Quiet,
     Resume,
 )
-from unicomp.cli.plan import show_plan
-from unicomp.cli.run import carry_out, require
 
 VERB = "quantize"
-METHOD = method_options.of_verb(VERB)
-CALIBRATION = method_options.of_class(method_options.ROOT / "recipes/schema.py", "Calibration")
-
-
-def _methods(incomplete: str) -> list[str]:
-    from unicomp.compress.methods import methods
-
-    return [name for name in methods(VERB) if name.startswith(incomplete)]
 
 
 def _formats(incomplete: str) -> list[str]:
@@ -38,13 +28,7 @@ def _formats(incomplete: str) -> list[str]:
 
 Method = Annotated[
     str,
-    typer.Option(
-        "--method",
-        metavar="|".join(method_options.methods(VERB)),
-        help="How codes are found; `gptq` needs `--calibration`. Default: gptq.",
-        autocompletion=_methods,
-        show_default=False,
-    ),
+    stage.method(VERB, "How codes are found; `gptq` needs `--calibration`. Default: gptq."),
 ]
 Format = Annotated[
     str | None,
@@ -65,7 +49,7 @@ Target = Annotated[
 ]
 
 
-@method_options.accept([*METHOD, *CALIBRATION], before="format")
+@method_options.accept(stage.options(VERB), before="format")
 def quantize(
     model: Model,
     out: Out = None,
@@ -79,28 +63,25 @@ def quantize(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
-    **options: Any,
+    **words: Any,
 ) -> None:
     """Quantize the linear layers of a model and write a checkpoint that transformers loads.
 
     Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
     unicomp quantize builtin:tinyworld --out out/w4 --calibration builtin:tinyworld
     """
-    require(out, device, dry_run)
-    from unicomp.recipes.load import from_options
-    from unicomp.recipes.plan import plan
-
-    recipe = from_options(
+    stage.run_stage(
         VERB,
         method,
-        method_options.given(METHOD, options),
+        words,
         model=model,
-        calibration=method_options.given(CALIBRATION, options) or None,
+        out=out,
+        max_memory=max_memory,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        json=json,
         format=format,
         target=target or None,
     )
-    found = plan(recipe, max_memory=max_memory)
-    if out is None or dry_run:
-        show_plan(found, json)
-    else:
-        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)

@@ -1,0 +1,79 @@
+"""What the commands that carry out one stage of a recipe have in common.
+
+`unicomp quantize` and `unicomp prune` differ in their verb, their words and what they may say of
+the output. Options are those of the verb's methods (`method_options.py`), of the calibration text,
+and of any run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unicomp.cli import method_options
+from unicomp.cli.plan import show_plan
+from unicomp.cli.run import carry_out, require
+
+CALIBRATION = method_options.of_class(method_options.ROOT / "recipes/schema.py", "Calibration")
+
+
+def options(verb: str) -> list[method_options.Option]:
+    """Return what the methods of a verb may be told, and the text they may need."""
+    return [*method_options.of_verb(verb), *CALIBRATION]
+
+
+def method(verb: str, about: str) -> Any:
+    """Return the option that chooses a verb's method."""
+
+    def complete(incomplete: str) -> list[str]:
+        from unicomp.compress.methods import methods
+
+        return [name for name in methods(verb) if name.startswith(incomplete)]
+
+    return typer.Option(
+        "--method",
+        metavar="|".join(method_options.methods(verb)),
+        help=about,
+        autocompletion=complete,
+        show_default=False,
+    )
+
+
+def run_stage(
+    verb: str,
+    method: str,
+    words: Mapping[str, Any],
+    *,
+    model: str,
+    out: Path | None,
+    max_memory: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    json: bool,
+    **head: Any,
+) -> None:
+    """Make a recipe of one stage, and carry it out or show its plan.
+
+    words  the values of `options(verb)`, None where the user gave none
+    head   what else the recipe says, as `format`
+    """
+    require(out, device, dry_run)
+    from unicomp.recipes.load import from_options
+    from unicomp.recipes.plan import plan
+
+    recipe = from_options(
+        verb,
+        method,
+        method_options.given(method_options.of_verb(verb), words),
+        model=model,
+        calibration=method_options.given(CALIBRATION, words) or None,
+        **head,
+    )
+    found = plan(recipe, max_memory=max_memory)
+    if out is None or dry_run:
+        show_plan(found, json)
+    else:
+        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)
