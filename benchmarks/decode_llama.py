@@ -125,7 +125,10 @@ def dequantized_logits(folder: Path, to: Path) -> None:
 
 
 def check(model: Any, reference: str) -> dict[str, float]:
-    """Return relative errors of a packed model: of its logits, and the largest of a product."""
+    """Return relative errors of a packed model: of its logits, and the largest of a product.
+
+    Two weights that have each other's place must show: `swapped_logits` is what they make of it.
+    """
     import torch
 
     from unicomp.kernels.linear import PackedLinear
@@ -143,6 +146,10 @@ def check(model: Any, reference: str) -> dict[str, float]:
         for layer in layers:
             layer.compute = "exact"
         found["exact_logits"] = error(model(prompt(CHECKED)).logits, wanted["float32"])
+        one, other = [layer for layer in layers if layer.in_features > layer.out_features][:2]
+        one.packed, other.packed = other.packed, one.packed
+        found["swapped_logits"] = error(model(prompt(CHECKED)).logits, wanted["float32"])
+        one.packed, other.packed = other.packed, one.packed
         for layer in layers:
             x = torch.randn(1, layer.in_features, generator=draw)
             exact = layer(x)
@@ -303,9 +310,11 @@ def measure(options: argparse.Namespace, work: Path, folders: dict[str, Path]) -
             if side != "bf16":
                 errors = sides[side]["relative_errors"] = ask(side, "check")
                 print(f"{side}: relative errors {errors}", file=sys.stderr)
-                logits = errors["exact_logits"] / errors["bfloat16_logits"]
-                if not (logits < WRONG_LOGITS and errors["product"] < WRONG_PRODUCT):
+                most = WRONG_LOGITS * errors["bfloat16_logits"]
+                if not (errors["exact_logits"] < most and errors["product"] < WRONG_PRODUCT):
                     raise SystemExit(f"{side} computes something else")
+                if not errors["swapped_logits"] > most:
+                    raise SystemExit(f"{side}: two weights in the wrong place do not show")
             ask(side, "round")
         rounds: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
         for number in range(1, options.rounds + 1):
