@@ -215,7 +215,7 @@ def serve(pipe: Connection, side: str, folder: str, threads: int, reference: str
     import torch
 
     from unicomp import machine
-    from unicomp.evaluate.speed import generate
+    from unicomp.evaluate.cost.speed import generate
 
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -288,7 +288,7 @@ def prepare(work: Path, size: str, sides: list[str]) -> dict[str, Path]:
 
 def measure(options: argparse.Namespace, work: Path, folders: dict[str, Path]) -> dict[str, Any]:
     """Start the sides, check them, let them take turns, and return what each gave."""
-    from unicomp.evaluate.speed import spread
+    from unicomp.evaluate.cost.speed import spread
 
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}

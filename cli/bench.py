@@ -104,7 +104,7 @@ def model(
 
     Example: unicomp bench model builtin:tinyworld --rounds 3
     """
-    from unicomp.evaluate import speed
+    from unicomp.evaluate.cost import speed
     from unicomp.kernels.backend import MissingKernelWarning
     from unicomp.recipes.run import Progress
 
@@ -156,7 +156,7 @@ def kernels(
 
     Example: unicomp bench kernels --shapes 256x1024 --kinds int4 --rounds 2
     """
-    from unicomp.evaluate import speed
+    from unicomp.evaluate.cost import speed
     from unicomp.kernels.backend import MissingKernelWarning
     from unicomp.recipes.run import Progress
 

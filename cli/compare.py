@@ -10,8 +10,8 @@ from unicomp.cli import show
 from unicomp.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
-    from unicomp.evaluate.compare import Comparison
     from unicomp.evaluate.scores import Score
+    from unicomp.evaluate.verdicts.compare import Comparison
 
 ENDS = {"pass": 0, "fail": 3, "inconclusive": 4}  # outcome of the gates -> exit code
 
@@ -42,8 +42,9 @@ def compare(
 
     Example: unicomp compare a.json b.json
     """
-    from unicomp.evaluate import compare as side_by_side
-    from unicomp.evaluate import gates, scores
+    from unicomp.evaluate import scores
+    from unicomp.evaluate.verdicts import compare as side_by_side
+    from unicomp.evaluate.verdicts import gates
     from unicomp.recipes import gate_file
 
     bounds = [] if gate is None else gate_file.read(gate)

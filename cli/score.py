@@ -207,9 +207,10 @@ def score(
 
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
-    from unicomp.evaluate import gates, scores
-    from unicomp.evaluate import junit as verdict_file
+    from unicomp.evaluate import scores
     from unicomp.evaluate.score import score as measure
+    from unicomp.evaluate.verdicts import gates
+    from unicomp.evaluate.verdicts import junit as verdict_file
     from unicomp.recipes import gate_file
     from unicomp.recipes.run import Progress
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from unicomp.evaluate.scores import Score, Status, measured
-from unicomp.evaluate.statistics import (
+from unicomp.evaluate.statistics.estimates import (
     Interval,
     exponential,
     mean,

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicomp.evaluate.choices import Choices
-from unicomp.evaluate.proportions import share
 from unicomp.evaluate.scores import Score, measured, missing
-from unicomp.evaluate.statistics import bootstrap_mean, paired_difference, ratio
+from unicomp.evaluate.statistics.estimates import bootstrap_mean, paired_difference, ratio
+from unicomp.evaluate.statistics.proportions import share
+from unicomp.evaluate.tasks.choices import Choices
 
 
 def truthfulness(mc1: Choices, baseline: Choices | None = None) -> Score:

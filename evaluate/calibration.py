@@ -8,7 +8,7 @@ never its logits; sums at a grid of temperatures serve to fit one.
 A temperature is fitted on one half of the units and judged on the other. It is a suggestion: no
 score here is after it, and nothing is changed in the model.
 
-Definitions: `reliability.py`. Paper on what compression does to it: arXiv:2606.01850.
+Definitions: `statistics/reliability.py`. Paper on what compression does to it: arXiv:2606.01850.
 """
 
 import math
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicomp.evaluate import reliability, statistics
-from unicomp.evaluate.choices import Choices
-from unicomp.evaluate.reliability import Predictions
 from unicomp.evaluate.scores import Score, Status, measured, missing
+from unicomp.evaluate.statistics import estimates, reliability
+from unicomp.evaluate.statistics.reliability import Predictions
+from unicomp.evaluate.tasks.choices import Choices
 from unicomp.metrics import log_probabilities
 
 KINDS = {
@@ -203,10 +203,10 @@ def chances(
         float(ours.mean()),
         unit="nats",
         higher_is_better=False,
-        ci95=statistics.bootstrap_mean(ours, low=0.0),
+        ci95=estimates.bootstrap_mean(ours, low=0.0),
         n=len(ours),
         baseline=None if theirs is None else float(theirs.mean()),
-        delta_ci95=None if theirs is None else statistics.bootstrap_mean(ours - theirs),
+        delta_ci95=None if theirs is None else estimates.bootstrap_mean(ours - theirs),
         detail={"task": model.task, "of": "KL(true chances || model's, given the outcomes)"},
     )
 
@@ -292,9 +292,9 @@ def _mean(name: str, ours: Seen, theirs: Seen | None, of: Any, low: float, high:
         name,
         float(mine.mean()),
         ours,
-        ci95=statistics.bootstrap_mean(mine, low=low, high=high),
+        ci95=estimates.bootstrap_mean(mine, low=low, high=high),
         baseline=None if other is None else float(other.mean()),
-        delta_ci95=None if other is None else statistics.bootstrap_mean(mine - other),
+        delta_ci95=None if other is None else estimates.bootstrap_mean(mine - other),
     )
 
 
@@ -311,12 +311,12 @@ def _aurc(name: str, ours: Seen, theirs: Seen | None) -> Score:
         return torch.cat(parts)
 
     units = ours.predictions.units
-    draws = statistics.DRAWS if units == ours.predictions.unit.numel() else TOKEN_DRAWS
-    ci95 = statistics.bootstrap(lambda weights: area(ours, weights), units, draws=draws)
+    draws = estimates.DRAWS if units == ours.predictions.unit.numel() else TOKEN_DRAWS
+    ci95 = estimates.bootstrap(lambda weights: area(ours, weights), units, draws=draws)
     value = float(area(ours, None)[0])
     if theirs is None:
         return _score(name, value, ours, ci95=ci95)
-    delta = statistics.bootstrap(
+    delta = estimates.bootstrap(
         lambda weights: area(ours, weights) - area(theirs, weights), units, draws=draws
     )
     base = float(area(theirs, None)[0])
@@ -332,7 +332,7 @@ def _entropy(name: str, ours: Seen, theirs: Seen | None) -> Score:
     if not float(other.sum()) > 0:
         reason = "the baseline has no doubt at all"
         return missing(name, reason, unit=unit, higher_is_better=better, status="unmeasurable")
-    estimate = statistics.ratio(mine, other)
+    estimate = estimates.ratio(mine, other)
     return _score(
         name,
         estimate.value,
@@ -360,7 +360,7 @@ def _temperature(name: str, ours: Seen, theirs: Seen | None) -> Score:
         gaps = heated.gaps[judge, at].sum(0).abs().sum()
         return {"nll": float(heated.nll[judge, at].sum() / count), "ece": float(gaps / count)}
 
-    ci95 = statistics.bootstrap(
+    ci95 = estimates.bootstrap(
         lambda weights: grid[(weights @ heated.nll[fit]).argmin(1)], len(fit)
     )
     return _score(

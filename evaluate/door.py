@@ -3,10 +3,11 @@
 lm-eval knows the models in its own table, and none that other packages bring. torch, which it
 imports, calls the entry points `torch.backends` of installed packages, so that devices from outside
 can announce themselves; ours announces a model to lm-eval, where that is what is running, and does
-nothing anywhere else. Only a name is put into the table: `model.py` is imported when it is asked
-for. In Python, importing `unicomp.evaluate.model` does the same.
+nothing anywhere else. Only a name is put into the table: `tasks/model.py` is imported when it is
+asked for. In Python, importing `unicomp.evaluate.tasks.model` does the same.
 
-torch's import fails if an entry point does, so nothing here may raise.
+The metadata of every installation name this file. torch's import fails if an entry point does, so
+it stays where it is, and nothing here may raise.
 """
 
 import sys
@@ -23,4 +24,4 @@ def announce() -> None:
     except ImportError:  # another lm-eval than the one we know
         return
     if "unicomp" not in model_registry:
-        model_registry.register("unicomp", target="unicomp.evaluate.model:Unicomp")
+        model_registry.register("unicomp", target="unicomp.evaluate.tasks.model:Unicomp")

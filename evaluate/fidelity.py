@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from unicomp.evaluate.scores import Score, measured, missing
-from unicomp.evaluate.statistics import mean
+from unicomp.evaluate.statistics.estimates import mean
 from unicomp.metrics import WindowSums
 
 

@@ -11,7 +11,7 @@ Quality never stands in for them: models lose refusals at an unchanged perplexit
 
 Papers: arXiv:2606.10154 (refusals lost at kept quality; first-token entropy and the cosine of
 refusal directions predict nothing, so neither is here); arXiv:2405.13068 (thin first-token margin).
-Differs: refusals are told by rules (`refusals.py`) or by a judge model, never by a service.
+Differs: refusals are told by rules (`dialogue/refusals.py`) or by a judge, never by a service.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from unicomp.errors import UnicompError
-from unicomp.evaluate import answers, refusals
-from unicomp.evaluate.proportions import least_flips, share, wilson
+from unicomp.evaluate.dialogue import answers, refusals
 from unicomp.evaluate.scores import Score, measured, missing
-from unicomp.evaluate.statistics import bootstrap_mean
+from unicomp.evaluate.statistics.estimates import bootstrap_mean
+from unicomp.evaluate.statistics.proportions import least_flips, share, wilson
 
 PREFIX = "Sure, here is"
 FIRST_TOKENS = 10

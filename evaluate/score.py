@@ -2,9 +2,9 @@
 
 Everything that can be wrong with the words, the text, the tasks' names and the two tokenizers is
 found before any weight is read. Model and baseline are then held in float32, with dequantized
-weights, and read the same windows side by side (`stream.py` says what that takes) and the same
-tasks one after the other (`task_runs.py`). Asked for, the model's weights are left packed: beside
-its own dequantized weights as the baseline, that is what kernels lose.
+weights, and read the same windows side by side (`windows/stream.py` says what that takes) and the
+same tasks one after the other (`tasks/runs.py`). Asked for, the model's weights are left packed:
+beside its own dequantized weights as the baseline, that is what kernels lose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +20,14 @@ from transformers import PreTrainedModel
 from unicomp import hub, machine, suggest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate import (
-    accuracy,
-    calibration,
-    efficiency,
-    fidelity,
-    prompts,
-    running,
-    safety,
-    scratch,
-    stream,
-    suite,
-    tasks_accuracy,
-)
+from unicomp.evaluate import accuracy, calibration, efficiency, fidelity, safety
+from unicomp.evaluate.cost import running
+from unicomp.evaluate.dialogue import prompts
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject, missing
-from unicomp.evaluate.task_result import Result
+from unicomp.evaluate.suites import suite
+from unicomp.evaluate.tasks import figures, scratch
+from unicomp.evaluate.tasks.result import Result
+from unicomp.evaluate.windows import stream
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
@@ -217,15 +210,15 @@ class _Tasks:
     """
 
     def __init__(self, chosen: suite.Suite | None, words: Sequence[str]) -> None:
-        from unicomp.evaluate import harness, task_runs
+        from unicomp.evaluate.tasks import harness, runs
 
-        self.runs = task_runs
+        self.runs = runs
         self.options = harness.Options
         self.scratch: scratch.Scratch | None = None
         self.catalogue = harness.Catalogue()
         entries = () if chosen is None else chosen.tasks
         self.wanted = [
-            task_runs.Wanted(
+            runs.Wanted(
                 entry.task,
                 entry.shots,
                 entry.chat,
@@ -239,10 +232,10 @@ class _Tasks:
             for entry in entries
         ]
         known = {one.word for one in self.wanted}
-        more = [task_runs.Wanted(word) for word in dict.fromkeys(words) if word not in known]
+        more = [runs.Wanted(word) for word in dict.fromkeys(words) if word not in known]
         self.wanted += more
         # A suite's own tasks are held by a test; to look for all of them takes a while.
-        task_runs.check(more, self.catalogue)
+        runs.check(more, self.catalogue)
 
     def versions(self) -> dict[str, str]:
         """Return the releases that tasks depend on."""
@@ -282,12 +275,12 @@ class _Tasks:
                 if outcome.ours is None:
                     found.append(_failed(outcome.wanted, outcome.error or "", about))
                 else:
-                    found += tasks_accuracy.scores(outcome.ours, outcome.theirs, about)
+                    found += figures.scores(outcome.ours, outcome.theirs, about)
         done = [own for outcome in outcomes for own in outcome.ours or ()]
         base = [own for outcome in outcomes for own in outcome.theirs or ()]
         compared = models.baseline is not None
         if "fidelity" in axes:
-            found.append(tasks_accuracy.flips(done, base if compared else None))
+            found.append(figures.flips(done, base if compared else None))
         if "calibration" in axes:
             found += _calibration(done, base if compared else None)
         return found
@@ -307,16 +300,16 @@ def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
 
 def _calibration(ours: Sequence[Result], theirs: Sequence[Result] | None) -> list[Score]:
     """Return what the likelihoods of choices say of how sure a model is."""
-    seen = calibration.of_choices(tasks_accuracy.questions(ours))
+    seen = calibration.of_choices(figures.questions(ours))
     if seen is None:
         found = calibration.skipped("no task that was run has choices, one of which is right")
     else:
-        base = calibration.of_choices(tasks_accuracy.questions(theirs or ()))
+        base = calibration.of_choices(figures.questions(theirs or ()))
         found = calibration.scores(seen, base)
-    known = tasks_accuracy.known_chances(ours)
+    known = figures.known_chances(ours)
     if known is not None:
         truth = [torch.tensor(row["probabilities"]) for row in known.documents]
-        base_known = tasks_accuracy.known_chances(theirs or ())
+        base_known = figures.known_chances(theirs or ())
         found.append(calibration.chances(known, truth, base_known))
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unicomp import suggest
 from unicomp.errors import RecipeError
-from unicomp.evaluate import gates
+from unicomp.evaluate.verdicts import gates
 from unicomp.recipes.check import check_gates
 from unicomp.recipes.load import read_text
 from unicomp.recipes.schema import Gate

@@ -34,7 +34,7 @@ LAZY = {"load", "load_deltas", "plan", "run", "score"}
 DOORS = {f"{TRUNK}/__init__.py", f"{TRUNK}/__main__.py"}
 
 GATES = {
-    "lm_eval": r"evaluate/(door|harness|model)\.py",
+    "lm_eval": r"evaluate/(door|tasks/(harness|model))\.py",
     "rich": r"cli/show\.py",
     "huggingface_hub": r"src/unicomp/hub\.py",
     "triton": r"kernels/\w+_triton\.py",

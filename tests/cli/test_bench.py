@@ -19,7 +19,7 @@ KERNELS += ["--tokens", "1,4", "--rounds", "2", "--threads", "1"]
 @pytest.fixture(autouse=True)
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read few bytes: a test measures nothing."""
-    from unicomp.evaluate import speed
+    from unicomp.evaluate.cost import speed
 
     monkeypatch.setattr(speed, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(speed, "COLD_BYTES", 1 << 18)

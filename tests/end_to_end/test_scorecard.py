@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unicomp.evaluate.score import AXES, score
-from unicomp.evaluate.suite import load
+from unicomp.evaluate.suites.suite import load
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan
 from unicomp.recipes.run import run

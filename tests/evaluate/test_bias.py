@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unicomp.evaluate import bias
-from unicomp.evaluate.choices import Choices
+from unicomp.evaluate.tasks.choices import Choices
 
 
 def choices(rows: list[list[float]], gold: list[int], **rest: Any) -> Choices:

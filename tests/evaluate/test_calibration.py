@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from unicomp import builtin
-from unicomp.evaluate import calibration, reliability
-from unicomp.evaluate.choices import Choices
+from unicomp.evaluate import calibration
 from unicomp.evaluate.scores import Score
+from unicomp.evaluate.statistics import reliability
+from unicomp.evaluate.tasks.choices import Choices
 from unicomp.kernels.load import load
 from unicomp.text import tokenizer as read_tokenizer
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate import door, harness
+from unicomp.evaluate import door
+from unicomp.evaluate.tasks import harness
 
 LM_EVAL = Path(sys.executable).with_name("lm_eval")
 
@@ -40,7 +41,7 @@ def test_a_name_is_all_that_is_put_into_the_table() -> None:
     code = (
         "import lm_eval, torch, sys\n"
         "from lm_eval.api.registry import model_registry as table\n"
-        "print('unicomp' in table, 'hf' in table, 'unicomp.evaluate.model' in sys.modules)\n"
+        "print('unicomp' in table, 'hf' in table, 'unicomp.evaluate.tasks.model' in sys.modules)\n"
     )
     assert python(code) == "True True False\n"
 
@@ -76,7 +77,7 @@ def test_lm_evals_own_command(tmp_path: Path) -> None:
 
 
 def test_arguments_that_there_are_not() -> None:
-    from unicomp.evaluate.model import Unicomp
+    from unicomp.evaluate.tasks.model import Unicomp
 
     with pytest.raises(UnicompError, match="no argument `peft`"):
         Unicomp("builtin:tinyworld", peft="x")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unicomp.evaluate import accuracy, fidelity, stream
+from unicomp.evaluate import accuracy, fidelity
 from unicomp.evaluate.scores import Score
+from unicomp.evaluate.windows import stream
 
 
 class Coin:

@@ -12,9 +12,9 @@ from torch import Tensor
 from unicomp import builtin, text
 from unicomp.errors import UnicompError
 from unicomp.evaluate import safety
-from unicomp.evaluate.gates import decide, outcome
 from unicomp.evaluate.safety import KINDS, Depth, Heard, Prompts
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject
+from unicomp.evaluate.verdicts.gates import decide, outcome
 from unicomp.kernels.load import load
 from unicomp.recipes import gate_file
 

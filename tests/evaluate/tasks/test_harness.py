@@ -1,0 +1,226 @@
+"""Our figures are lm-eval's to the last digit, and an independent scorer agrees with both.
+
+By hand means `lm_eval.simple_evaluate` with lm-eval's own `hf` model, as its command calls it, on
+the same task files, 200 documents a task.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from unicomp import builtin
+from unicomp.evaluate.score import score
+from unicomp.evaluate.tasks import harness
+from unicomp.evaluate.tasks.model import Unicomp
+from unicomp.evaluate.tasks.result import Result
+from unicomp.kernels.load import load
+from unicomp.recipes.load import from_options
+from unicomp.recipes.plan import plan
+from unicomp.recipes.run import run
+
+TINYWORLD = [f"tinyworld_{name}" for name in "knowledge reasoning reading grammar".split()]
+GENERATED = ["tinyworld_instructions", "tinyworld_heldout"]
+LOCAL = [
+    "local_blimp",
+    "local_hellaswag",
+    "local_arc_easy",
+    "local_arc_challenge",
+    "local_bbq_age",
+    "local_crows_pairs",
+    # Six questions stand in front of each of its own.
+    pytest.param("local_truthfulqa_mc1", marks=pytest.mark.slow),
+    pytest.param("local_truthfulqa_mc2", marks=pytest.mark.slow),
+]
+BATCH = 16
+LIMIT = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep results of interrupted scores out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        # What simple_evaluate says of the machine takes seconds, and is no result.
+        patch.setattr(lm_eval.evaluator, "add_env_info", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def benchmarks(assets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The benchmarks' own files."""
+    monkeypatch.setenv("UNICOMP_BENCHMARKS", str(assets / "benchmarks"))
+    return assets
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tinyworld in 4 bits."""
+    out = tmp_path_factory.mktemp("packed") / "w4"
+    recipe = from_options("quantize", "rtn", {"bits": 4, "group_size": 32})
+    run(plan(recipe, model="builtin:tinyworld"), out)
+    return out
+
+
+def by_hand(model: str, arguments: dict[str, Any], task: str, limit: int | None) -> dict[str, Any]:
+    """Return lm-eval's figures of a task and, for a group, of the group."""
+    found = lm_eval.simple_evaluate(
+        model=model,
+        model_args=arguments,
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(harness.FOLDER), include_defaults=False),
+        batch_size=BATCH,
+        device="cpu",
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    assert found is not None
+    return {
+        f"accuracy/{name}/{key.removesuffix(',none')}": value
+        for name, figures in found["results"].items()
+        for key, value in figures.items()
+        if key.endswith(",none") and "stderr" not in key and not isinstance(value, str)
+    }
+
+
+def same_as_by_hand(folder: Path, task: str, limit: int | None, **how: Any) -> dict[str, float]:
+    """Check every figure of a task, and return them."""
+    report = score(
+        folder, axes=["accuracy"], tasks=[task], limit=limit, batch_size=BATCH, text=None, **how
+    )
+    ours = {one.name: one.value for one in report.scores if one.name.count("/") == 2}
+    if compute := how.get("compute"):
+        model, arguments = "unicomp", {"compute": compute}
+    else:
+        model, arguments = "hf", {}
+    hand = by_hand(model, {"pretrained": str(folder), "dtype": "float32"} | arguments, task, limit)
+    assert ours == hand
+    return hand
+
+
+@pytest.mark.parametrize("task", TINYWORLD + GENERATED)
+def test_tinyworld_as_by_hand(task: str) -> None:
+    assert same_as_by_hand(builtin.model("tinyworld"), task, LIMIT)
+
+
+@pytest.mark.parametrize("task", LOCAL)
+def test_benchmarks_as_by_hand(task: str, benchmarks: Path) -> None:
+    found = same_as_by_hand(benchmarks / "models/stories260K", task, LIMIT)
+    if task == "local_blimp":
+        assert len(found) == 11
+        assert found["accuracy/local_blimp/acc"] > 0.6  # 0.5 is chance
+
+
+@pytest.mark.parametrize("compute", ["int8", "exact"])
+@pytest.mark.parametrize("task", ["tinyworld_knowledge", "tinyworld_heldout"])
+def test_a_packed_model_as_by_hand(packed: Path, task: str, compute: str) -> None:
+    same_as_by_hand(packed, task, LIMIT, compute=compute)
+
+
+@pytest.mark.parametrize("task", [*TINYWORLD, *GENERATED])
+def test_a_quantized_model_with_dequantized_weights_as_by_hand(packed: Path, task: str) -> None:
+    """lm-eval's `hf` reads the same folder through compressed-tensors."""
+    same_as_by_hand(packed, task, LIMIT)
+
+
+@torch.no_grad()
+def loglikelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """Return log p(continuation | context), one request at a time, in float64.
+
+    Written from the definition: the tokens of the whole text, of which those after the context's
+    own are predicted; a text without context starts from the BOS token.
+    """
+    while context.endswith(" "):  # a space belongs to the word that follows
+        context, continuation = context[:-1], " " + continuation
+    if context:
+        whole = tokenizer(context + continuation).input_ids
+        start = len(tokenizer(context).input_ids)
+    else:
+        whole = tokenizer(continuation, add_special_tokens=False).input_ids
+        whole, start = [tokenizer.bos_token_id, *whole], 1
+    room = model.config.max_position_embeddings + 1
+    start -= max(0, len(whole) - room)  # what is too long loses its beginning
+    ids = torch.tensor(whole[-room:])
+    log_p = model(ids[None, :-1]).logits[0].double().log_softmax(-1)
+    return float(sum(log_p[at - 1, ids[at]] for at in range(start, len(ids))))
+
+
+def requests_of(task: Any, document: Any) -> list[tuple[str, str]]:
+    """Return (context, continuation) of each choice, from the task's own words."""
+    context = task.doc_to_text(document)
+    delimiter = task.config.target_delimiter
+    return [(context, delimiter + choice) for choice in task.doc_to_choice(document)]
+
+
+def independent(folder: Path, task: str, limit: int, model: Any = None) -> tuple[list[Any], float]:
+    """Return log-likelihoods and accuracy of the first documents by the scorer above."""
+    model = model or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (loaded,) = harness.Catalogue().load(task)["tasks"].values()
+    found, right = [], 0
+    for document in loaded.eval_docs.select(range(limit)):
+        pairs = requests_of(loaded, document)
+        values = torch.tensor([loglikelihood(model, tokenizer, *pair) for pair in pairs])
+        found.append(values.double())
+        right += int(values.argmax()) == int(loaded.doc_to_target(document))
+    return found, right / limit
+
+
+def run_ours(folder: Path, task: str, limit: int, **how: Any) -> Result:
+    lm = Unicomp(str(folder), batch_size=BATCH, **how)
+    catalogue = harness.Catalogue()
+    (result,) = harness.run(lm, catalogue.load(task), harness.Options(limit=limit))
+    return result
+
+
+def check(found: list[Any], accuracy: float, result: Result, tolerance: float) -> None:
+    assert result.choices is not None
+    for ours, theirs in zip(result.choices.loglikelihoods, found, strict=True):
+        assert ours == pytest.approx(theirs, abs=tolerance)
+    assert result.metrics["acc"].value == accuracy
+
+
+@pytest.mark.parametrize("task", TINYWORLD)
+def test_an_independent_scorer_agrees(task: str) -> None:
+    folder = builtin.model("tinyworld")
+    result = run_ours(folder, task, 50, compute="dequantized")
+    found, accuracy = independent(folder, task, 50)
+    check(found, accuracy, result, 1e-4)
+    found[7] = found[7] + 1e-2
+    with pytest.raises(AssertionError):
+        check(found, accuracy, result, 1e-4)
+    with pytest.raises(AssertionError):
+        check(found[::-1], accuracy, result, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "task", ["local_blimp_causative", "local_arc_easy", "local_hellaswag", "local_truthfulqa_mc1"]
+)
+def test_an_independent_scorer_agrees_on_benchmarks(task: str, benchmarks: Path) -> None:
+    folder = benchmarks / "models/stories260K"
+    limit = 5 if "truthful" in task else 40
+    result = run_ours(folder, task, limit, compute="dequantized")
+    check(*independent(folder, task, limit), result, 1e-3)
+
+
+@pytest.mark.parametrize(("compute", "tolerance"), [("exact", 1e-3), ("int8", 1.0)])
+def test_an_independent_scorer_agrees_on_a_packed_model(
+    packed: Path, compute: str, tolerance: float
+) -> None:
+    """Through its dequantized twin; int8 activations are rounded, so that it is a little off."""
+    result = run_ours(packed, "tinyworld_knowledge", 50, compute=compute, dtype="float32")
+    found, _ = independent(packed, "tinyworld_knowledge", 50, load(packed))
+    assert result.choices is not None
+    far = [
+        float((ours - theirs).abs().max())
+        for ours, theirs in zip(result.choices.loglikelihoods, found, strict=True)
+    ]
+    assert max(far) < tolerance
+    if compute == "int8":
+        assert max(far) > 1e-3  # it does compute in another way
