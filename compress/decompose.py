@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from unicomp.compress.lowrank import PASSES, leading
-from unicomp.kernels.delta import Factors, Layout, PackedDelta, Plane, add_plane, pack_signs
+from unicomp.kernels.delta import (
+    Factors,
+    Layout,
+    PackedDelta,
+    Plane,
+    add_plane,
+    pack_signs,
+    round_factors,
+)
 
 First = Literal["one-bit", "low-rank"]
 
@@ -229,24 +237,4 @@ def _factors(
     )
     root = values.sqrt()
     left, right = u * root, v * root[:, None]
-    return rounded(left, right, int8=layout.int8), v.T
-
-
-def rounded(u: Tensor, v: Tensor, *, int8: bool) -> Factors:
-    """Round two factors [out, rank], [rank, in]: to float16, or to int8 with a scale per rank."""
-    if not int8:
-        limit = torch.finfo(torch.float16).max
-        return Factors(
-            u.clamp(-limit, limit).half().contiguous(),
-            v.clamp(-limit, limit).half().contiguous(),
-            None,
-            None,
-        )
-    u_scale = u.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    v_scale = v.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return Factors(
-        (u / u_scale).round().clamp(-127, 127).to(torch.int8).contiguous(),
-        (v / v_scale[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous(),
-        u_scale,
-        v_scale,
-    )
+    return round_factors(left, right, int8=layout.int8), v.T

@@ -161,6 +161,26 @@ class PackedDelta:
         return found
 
 
+def round_factors(u: Tensor, v: Tensor, *, int8: bool) -> Factors:
+    """Round two factors [out, rank], [rank, in]: to float16, or to int8 with a scale per rank."""
+    if not int8:
+        limit = torch.finfo(torch.float16).max
+        return Factors(
+            u.clamp(-limit, limit).half().contiguous(),
+            v.clamp(-limit, limit).half().contiguous(),
+            None,
+            None,
+        )
+    u_scale = u.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    v_scale = v.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return Factors(
+        (u / u_scale).round().clamp(-127, 127).to(torch.int8).contiguous(),
+        (v / v_scale[:, None]).round().clamp(-127, 127).to(torch.int8).contiguous(),
+        u_scale,
+        v_scale,
+    )
+
+
 def collect(
     module: str, shape: tuple[int, int], layout: Layout, read: Callable[[str], Tensor]
 ) -> PackedDelta:

@@ -1,9 +1,8 @@
 """One base and many fine-tunes of it in memory: each row of a batch picks one.
 
 The base is loaded once, dense or packed. Of every delta its bits and factors are held as they are
-stored, and a linear computes `y = W x + a (sign x) + U (V x)` for the rows that picked it; norms
-and biases, which are stored whole, are exchanged. The product with signs unpacks them a few rows at
-a time.
+stored, and a linear computes `y = W x + a (sign x) + U (V x)` for the rows that picked it
+(`kernels/delta_product.py`); norms and biases, which are stored whole, are exchanged.
 
 What is refused: deltas of experts, which transformers holds as 3-D parameters, and of a vocabulary
 of another size than the base's.
@@ -12,7 +11,7 @@ Papers: D-QRELO, arXiv:2604.16940; serving many over one base, BitDelta, arXiv:2
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,95 +23,51 @@ from unicomp import hub
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.folder import quote
+from unicomp.kernels import backend as backends
 from unicomp.kernels import packed_model
 from unicomp.kernels.blocked import Compute
-from unicomp.kernels.delta import PackedDelta, unpack_signs
 from unicomp.kernels.delta_folder import (
     DeltaFolder,
     check_base,
     open_delta,
     quantized_from_base,
 )
+from unicomp.kernels.delta_product import DeltaProduct
 from unicomp.kernels.linear import PackedLinear
 
 BASE = -1  # the choice that means the base itself
-PIECE = 1 << 20  # signs unpacked at once: 4 MB, which stay in the cache
 
 
-@dataclass(slots=True)
+Rows = Tensor | slice
+
+
 class Choice:
     """Which delta each row of a batch takes: one number for all rows, or one a row."""
 
-    rows: tuple[int, ...] = (BASE,)
+    def __init__(self, rows: tuple[int, ...] = (BASE,)) -> None:
+        self.pick(rows)
 
-    def groups(self, batch: int) -> list[tuple[int, Tensor | None]]:
-        """Return (delta, its rows or None for all) of those that some row takes, base left out."""
-        if len(self.rows) == 1:
-            return [] if self.rows[0] == BASE else [(self.rows[0], None)]
-        if len(self.rows) != batch:
+    def pick(self, rows: tuple[int, ...]) -> None:
+        """Choose for the calls that follow."""
+        self.rows = rows
+        self._groups: list[tuple[int, Rows]] = []
+        if len(rows) == 1:
+            self._groups = [] if rows[0] == BASE else [(rows[0], slice(None))]
+            return
+        for own in sorted({*rows} - {BASE}):
+            places = [place for place, delta in enumerate(rows) if delta == own]
+            adjoining = places[-1] - places[0] + 1 == len(places)
+            span = slice(places[0], places[-1] + 1)
+            self._groups.append((own, span if adjoining else torch.tensor(places)))
+
+    def groups(self, batch: int) -> list[tuple[int, Rows]]:
+        """Return (delta, its rows) of those that some row takes, the base left out."""
+        if len(self.rows) not in (1, batch):
             raise UnicompError(
                 f"{len(self.rows)} rows were chosen for, the batch has {batch}",
                 hint="choose one delta for all rows, or one for each",
             )
-        kinds = torch.tensor(self.rows)
-        return [(own, (kinds == own).nonzero()[:, 0]) for own in sorted({*self.rows} - {BASE})]
-
-
-class DeltaProduct(nn.Module):
-    """The delta of one weight as it is stored, ready to multiply.
-
-    Buffers are those of `PackedDelta`; `state_dict` leaves them out: the delta's folder has them.
-    """
-
-    def __init__(self, packed: PackedDelta) -> None:
-        super().__init__()
-        self.shape = packed.shape
-        self.count = len(packed.planes)
-        for index, plane in enumerate(packed.planes):
-            self.register_buffer(f"sign{index}", plane.sign, persistent=False)
-            self.register_buffer(f"scale{index}", plane.scale, persistent=False)
-        self.rank = 0 if packed.factors is None else packed.factors.u.shape[1]
-        if packed.factors is not None:
-            own = packed.factors
-            for name in ("u", "v", "u_scale", "v_scale"):
-                self.register_buffer(name, getattr(own, name), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the product, float32 [..., out], of floating [..., in]."""
-        x = x.float()
-        total = x.new_zeros(*x.shape[:-1], self.shape[0])
-        step = max(1, PIECE // max(self.shape[1], 1))
-        for index in range(self.count):
-            sign, scale = getattr(self, f"sign{index}"), getattr(self, f"scale{index}")
-            for start in range(0, self.shape[0], step):
-                part = slice(start, start + step)
-                own = unpack_signs(sign[part], self.shape[1]).to(x.dtype).mul_(2).sub_(1)
-                by_row = scale[part, 0] if scale.ndim == 2 else scale
-                total[..., part] += (x @ own.T) * by_row
-        if self.rank:
-            inner = x @ self._wide("v").T
-            total += inner @ self._wide("u").T
-        return total
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Return rows of the delta, float32 [..., in], for int64 [...]: what an embedding adds."""
-        total = torch.zeros(*index.shape, self.shape[1], device=index.device)
-        for plane in range(self.count):
-            sign, scale = getattr(self, f"sign{plane}"), getattr(self, f"scale{plane}")
-            own = unpack_signs(sign[index.reshape(-1)], self.shape[1]).float().mul_(2).sub_(1)
-            by_row = scale[index] if scale.ndim == 2 else scale
-            total += own.view(total.shape) * by_row
-        if self.rank:
-            total += self._wide("u")[index] @ self._wide("v")
-        return total
-
-    def _wide(self, name: str) -> Tensor:
-        values: Tensor = getattr(self, name).float()
-        scale = getattr(self, f"{name}_scale")
-        if scale is None:
-            return values
-        wide: Tensor = values * (scale if name == "u" else scale[:, None])
-        return wide
+        return self._groups
 
 
 @dataclass(slots=True)
@@ -150,32 +105,35 @@ class Switched(nn.Module):
     def forward(self, x: Tensor, *rest: Any, **words: Any) -> Tensor:
         """Return the base's output, changed for the rows that picked a delta."""
         found: Tensor = self.inner(x, *rest, **words)
-        for delta, rows in self.choice.groups(len(x)):
-            part = self.parts.get(delta)
-            if part is None:
-                continue
-            own = x if rows is None else x[rows]
-            out = found if rows is None else found[rows]
-            out = self._changed(part, own, out)
-            found = out if rows is None else found.index_copy(0, rows, out)
-        return found
+        groups = [
+            (self.parts[delta], rows)
+            for delta, rows in self.choice.groups(len(x))
+            if delta in self.parts
+        ]
+        if not groups:
+            return found
+        if not isinstance(self.inner, nn.Embedding | nn.Linear | PackedLinear):
+            found = found.clone()
+            for part, rows in groups:
+                found[rows] = torch.func.functional_call(
+                    self.inner, part.whole, (x[rows],), strict=False
+                )
+            return found
+        total = found.to(torch.float32, copy=True)
+        for part, rows in groups:
+            total[rows] += self._added(part, x[rows])
+        return total.to(found.dtype)
 
-    def _changed(self, part: _Part, x: Tensor, out: Tensor) -> Tensor:
+    def _added(self, part: _Part, x: Tensor) -> Tensor | float:
+        """Return what a delta adds to the output for these inputs, float32."""
         if isinstance(self.inner, nn.Embedding):
-            if part.product is None:
-                return out
             scale = getattr(self.inner, "embed_scale", 1.0)  # of gemma3's embedding, inside it
-            return (out + part.product.rows(x) * scale).to(out.dtype)
-        if isinstance(self.inner, nn.Linear | PackedLinear):
-            total = out.float()
-            if part.product is not None:
-                total = total + part.product(x)
-            if "bias" in part.whole:
-                bias: Any = self.inner.bias
-                total = total + (part.whole["bias"].float() - bias.float())
-            return total.to(out.dtype)
-        changed: Tensor = torch.func.functional_call(self.inner, part.whole, (x,), strict=False)
-        return changed
+            return 0.0 if part.product is None else part.product.rows(x) * scale
+        total: Tensor | float = 0.0 if part.product is None else part.product(x)
+        if "bias" in part.whole:
+            bias: Any = self.inner.bias
+            total = total + (part.whole["bias"].float() - bias.float())
+        return total
 
 
 def load_deltas(
@@ -189,7 +147,8 @@ def load_deltas(
 ) -> PreTrainedModel:
     """Load one base with many deltas; until `choose` says otherwise, all rows take the first.
 
-    base, device, backend, compute, dtype    as `unicomp.load` takes them
+    base, device, backend, compute, dtype    as `unicomp.load` takes them; deltas are multiplied as
+            packed weights are, also over a dense base
     deltas  folders that `unicomp delta compress` made over this very base, or over the one that
             unicomp quantized this one from: the sum is then as near as the quantized base is
 
@@ -205,14 +164,21 @@ def load_deltas(
             check_base(delta, checkpoint)
         checked.append(own)
     model = packed_model.load(base, device=device, backend=backend, compute=compute, dtype=dtype)
+    chosen = backends.choose(backend, torch.device(device or "cpu").type)
     choice = Choice((0,) if opened else (BASE,))
-    homes = _Homes(model, choice)
+    homes = _Homes(model, choice, chosen, compute)
     for index, delta in enumerate(opened):
         for name, stored in delta.manifest.tensors.items():
             if stored.kind != "same":
                 _add(homes, index, delta, name)
     known: Any = model
     known.unicomp_choice, known.unicomp_deltas = choice, len(opened)
+    known.unicomp_loaded = replace(
+        packed_model.loaded(model),
+        backend=chosen,
+        isa=backends.isa(chosen),
+        missing=backends.missing(),
+    )
     known.save_pretrained = _refuse_saving
     return model
 
@@ -233,15 +199,18 @@ def choose(model: nn.Module, rows: int | Sequence[int]) -> None:
             )
     if not wanted:
         raise UnicompError("no row was chosen for", hint="choose one delta for all rows")
-    choice.rows = wanted
+    choice.pick(wanted)
 
 
 class _Homes:
     """Finds the module of a stored tensor, and switches it on first use."""
 
-    def __init__(self, model: PreTrainedModel, choice: Choice) -> None:
+    def __init__(
+        self, model: PreTrainedModel, choice: Choice, backend: str, compute: Compute
+    ) -> None:
         self.model = model
         self.choice = choice
+        self.backend, self.compute = backend, compute
         self.prefix = f"{model.base_model_prefix}."
         self.tied = _tied(model)
 
@@ -310,19 +279,24 @@ def _add(homes: _Homes, index: int, delta: DeltaFolder, name: str) -> None:
             held: Any = getattr(one.inner, kind)
             one.part(index).whole[kind] = delta.read(name).to(held.dtype)
         return
-    product: DeltaProduct | None = None
     for one in switched:
-        packed = delta.deltas(name)[0]
-        held_by = type(one.inner)
-        own_embedding = held_by is nn.Embedding or hasattr(one.inner, "embed_scale")
-        if not own_embedding and not isinstance(one.inner, nn.Linear | PackedLinear):
+        if not _is_embedding(one.inner) and not isinstance(one.inner, nn.Linear | PackedLinear):
             raise UnsupportedError(
-                f"`{quote(name)}` is in a `{held_by.__name__}`, whose deltas are not served",
+                f"`{quote(name)}` is in a `{type(one.inner).__name__}`, whose deltas are not "
+                "served",
                 hint="restore the fine-tune instead: `unicomp delta restore`",
             )
-        product = DeltaProduct(packed) if product is None else product
+    # An embedding wants rows, which lie in the stored layout as they are; a head wants products.
+    looked_up = all(_is_embedding(one.inner) for one in switched)
+    how = "torch" if looked_up else homes.backend
+    product = DeltaProduct(delta.deltas(name)[0], backend=how, compute=homes.compute)
+    for one in switched:
         one.part(index).product = product
         one.products[str(index)] = product
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return type(module) is nn.Embedding or hasattr(module, "embed_scale")
 
 
 def _refuse_saving(*_: object, **__: object) -> None:
