@@ -323,10 +323,8 @@ class Decoder:
         others = None if original is None else original.batches(self.batch)
         reach = next(i for i, step in enumerate(layer.steps) if shared[0] in step)
         first = shared[0][0]
-        # Attention gives averages, so alike that what tells them apart would drown in rounding.
-        sums = torch.float32 if reach == 1 else self._dtype
         totals: list[Moments | Norms] = [
-            Moments(linears[0].shape[1], sums, original is not None)
+            Moments(linears[0].shape[1], original is not None)
             if Need.HESSIAN in needs
             else Norms(linears[0].shape[1])
             for linears in shared
@@ -349,7 +347,7 @@ class Decoder:
                     put(found[0])
                 for position, total in enumerate(totals):
                     if position in found:
-                        seen = found[position].to(sums)
+                        seen = found[position]
                         if skip and first.expert is None:
                             seen = seen.view(*batch.shape[:2], -1)[:, skip:].flatten(0, 1)
                         total.add(seen, other)

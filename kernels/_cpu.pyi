@@ -62,3 +62,15 @@ def nearest(
     threads: int,
     /,
 ) -> None: ...
+def gram_usable() -> bool: ...
+def gram(
+    left: int,
+    right: int,
+    total: int,
+    tokens: int,
+    rows: int,
+    columns: int,
+    upper: bool,
+    threads: int,
+    /,
+) -> None: ...

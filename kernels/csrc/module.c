@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include "gram.h"
 #include "isa.h"
 #include "nearest.h"
 #include "pool.h"
@@ -184,6 +185,44 @@ static PyObject *nearest(PyObject *self, PyObject *args) {
     return NULL;
 }
 
+static PyObject *gram_usable(PyObject *self, PyObject *args) {
+    (void)self, (void)args;
+    return PyBool_FromLong(uc_gram_usable());
+}
+
+static PyObject *gram(PyObject *self, PyObject *args) {
+    (void)self;
+    address left, right, total;
+    Py_ssize_t tokens, rows, columns;
+    int upper;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KKKnnniI", &left, &right, &total, &tokens, &rows, &columns, &upper,
+                          &threads))
+        return NULL;
+    if (tokens < 0 || rows < 0 || columns < 0 || (upper && rows != columns)) {
+        PyErr_SetString(PyExc_ValueError, "sizes out of range");
+        return NULL;
+    }
+    if (!uc_gram_usable()) {
+        PyErr_SetString(PyExc_ValueError, "this processor has no bfloat16 instructions");
+        return NULL;
+    }
+    const struct uc_gram own = {.tokens = (size_t)tokens,
+                                .rows = (size_t)rows,
+                                .columns = (size_t)columns,
+                                .left = AT(const uint16_t, left),
+                                .right = AT(const uint16_t, right),
+                                .total = AT(float, total),
+                                .upper = upper};
+    int done;
+    PyThreadState *python = PyEval_SaveThread();
+    done = uc_gram(&own, threads ? threads : 1);
+    PyEval_RestoreThread(python);
+    if (done)
+        Py_RETURN_NONE;
+    return PyErr_NoMemory();
+}
+
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
     {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
@@ -193,6 +232,8 @@ static PyMethodDef methods[] = {
     {"linear", linear, METH_VARARGS, "Multiply activations with a weight in panels."},
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
+    {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
+    {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},
     {NULL, NULL, 0, NULL},
 };
 
