@@ -3,9 +3,11 @@
 The same walk over the columns as GPTQ: what a column's error moves, and what an error costs once
 later columns have made up for it, are the factor's; a weight's choice is to become zero or to take
 its target as it is. Of a share the zeros of a block of columns are chosen when the walk reaches it,
-over all rows together; of `n:m` those of each m columns.
+over all rows together; of `n:m` those of each m columns. `drift` moves the target first, as in GPTQ
+(`drift.py`).
 
 Paper: SparseGPT, arXiv:2301.00774, algorithm 1; the walk as nearest plane, arXiv:2507.18553.
+Differs: with `drift: 0` these are its masks and weights.
 """
 
 from typing import ClassVar, cast
@@ -15,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unicomp.compress.babai import nearest_plane, ordered
+from unicomp.compress.drift import moved
 from unicomp.compress.linalg import Factor, factorise, undamped
 from unicomp.compress.masked import Cheapest, Mask, Masked, whole
 from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
@@ -25,7 +28,7 @@ from unicomp.errors import CheckpointError
 class Sparsegpt(PruneMethod):
     """Options of SparseGPT."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.HESSIAN})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.HESSIAN, Need.CROSS})
 
     damp: float = Field(
         0.01, ge=0, le=1, description="added to the Hessian's diagonal, as a fraction of its mean"
@@ -33,13 +36,24 @@ class Sparsegpt(PruneMethod):
     block_size: int = Field(
         128, ge=8, le=4096, description="columns whose zeros are chosen together"
     )
+    drift: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the input's drift from the uncompressed model's that is made up for; "
+        "0 needs no second stream of activations",
+    )
     exclude_sink: bool = Field(
         False, description="leave each window's first token, where activations are massive, out"
     )
 
+    def wants(self) -> frozenset[Need]:
+        """Return the statistics that these options ask for."""
+        return self.needs if self.drift else frozenset({Need.HESSIAN})
+
     def workspace_bytes(self, rows: int, columns: int) -> int:
         """Return the most bytes that `solve` takes for a float32 weight [rows, columns]."""
-        return 4 * (8 * rows * columns + 4 * columns * columns)
+        return 4 * (10 * rows * columns + 5 * columns * columns)
 
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Choose zeros and make up for them; float [out, in].
@@ -55,15 +69,16 @@ class Sparsegpt(PruneMethod):
             stats.memo[key] = factorise(stats.hessian, damp=self.damp)
         factor = cast(Factor, stats.memo[key])
         weight = weight.to(stats.hessian.dtype)
-        columns = ordered(weight, factor.order)
+        aim = moved(weight, stats, factor, self.drift)
+        columns = ordered(aim, factor.order)
         reference = factor.energy(columns)
-        plain = factor.energy(columns.masked_fill(keep(weight.abs(), target).T, 0.0))
-        mask = self.mask(weight, stats, target, factor)
+        plain = factor.energy(columns.masked_fill(keep(aim.abs(), target).T, 0.0))
+        mask = self.mask(aim, stats, target, factor)
         size = whole(self.block_size, mask.width)
         choice = Masked(mask, columns, size)
         damped = nearest_plane(columns, factor, choice, block_size=size)
         return Pruned(
-            torch.where(choice.kept.T, weight - columns.T, 0.0),
+            torch.where(choice.kept.T, aim - columns.T, 0.0),
             error=undamped(damped, columns, factor.added),
             magnitude=plain,
             reference=reference,

@@ -1,15 +1,10 @@
 """GPTQ as nearest plane: each column's rounding error is made up for by the columns after it.
 
 One Cholesky factor of the damped Hessian serves all rows and all weights that read one input. Two
-things may follow or precede the walk over the columns. `drift` moves the target: the input of this
-layer has drifted from that of the uncompressed model, and the weights that answer it best for the
-original outputs are `w + w cross / H`. `sweeps` goes over the codes and scales again by coordinate
-descent.
+things may follow or precede the walk over the columns: `drift` moves the target (`drift.py`), and
+`sweeps` goes over the codes and scales again by coordinate descent.
 
-Papers: GPTQ, arXiv:2210.17323; as Babai's nearest plane, arXiv:2507.18553; drift: GPTAQ,
-arXiv:2504.02692, and Qronos, arXiv:2505.11695.
-Differs: GPTAQ adds its correction column by column through the inverse's factor, a quarter of it;
-here the least-squares target is set once, which nearest plane then rounds like any other.
+Papers: GPTQ, arXiv:2210.17323; as Babai's nearest plane, arXiv:2507.18553.
 """
 
 from collections.abc import Iterator
@@ -23,6 +18,7 @@ from unicomp import machine
 from unicomp.compress import grid
 from unicomp.compress.babai import Choice, Rounding, nearest_plane, ordered, restored
 from unicomp.compress.descent import descend
+from unicomp.compress.drift import moved
 from unicomp.compress.grid import Grid
 from unicomp.compress.linalg import Factor, Order, factorise, undamped
 from unicomp.compress.masked import Given, Mask, Masked, whole
@@ -104,10 +100,8 @@ class Gptq(QuantizeMethod):
         parts = []
         for part in torch.split(weight, max(1, CHUNK // weight.shape[1])):
             part = part.to(stats.hessian.dtype)
-            target = part
-            if self.drift and stats.cross is not None:
-                many = weight.shape[0] >= weight.shape[1]
-                target = part + self.drift * _correction(part, stats, factor, (key, "drift"), many)
+            many = weight.shape[0] >= weight.shape[1]
+            target = moved(part, stats, factor, self.drift, many=many)
             mask = None
             if pruning is not None:
                 mask = pruning.method.mask(part, stats, pruning.target, factor)
@@ -183,16 +177,3 @@ def _blocks(columns: Tensor, size: int, mask: Mask) -> Iterator[tuple[int, Tenso
     step = mask.width or size
     for at in range(0, len(columns), step):
         yield at, columns[at : at + step]
-
-
-def _correction(weight: Tensor, stats: Stats, factor: Factor, key: object, many: bool) -> Tensor:
-    """Return `weight cross / H`: what would make up for all of the drift.
-
-    many  there are more rows than columns: `cross / H` is worked out once, under `key`
-    """
-    cross, order = cast(Tensor, stats.cross), factor.order
-    if not many:
-        return restored(factor.solve(ordered(weight @ cross, order)), order).T
-    if key not in stats.memo:
-        stats.memo[key] = restored(factor.solve(ordered(cross, order)), order).T
-    return weight @ cast(Tensor, stats.memo[key])

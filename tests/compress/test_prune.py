@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unicomp.compress.method import Pruned, Stats
+from unicomp.compress.method import Need, Pruned, Stats
 from unicomp.compress.prune.magnitude import Magnitude
 from unicomp.compress.prune.sparsegpt import Sparsegpt
 from unicomp.compress.prune.wanda import Wanda
@@ -141,3 +141,25 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     method = Magnitude if "scope" in options else Sparsegpt
     with pytest.raises(ValueError, match="validation error"):
         method(**options)
+
+
+def test_drift_is_made_up_for() -> None:
+    """Against the outputs of the original model; all of it gives the least-squares target."""
+    weight, original = problem()
+    noise = torch.randn(48, 48, generator=torch.Generator().manual_seed(5)).double() / 7
+    inputs = original + 0.2 * original @ noise
+    plain = stats_of(inputs)
+    cross = (original - inputs).T @ inputs / len(inputs)
+    wanted = original @ weight.T
+
+    def lost(drift: float, pattern: str) -> float:
+        stats = Stats(plain.tokens, plain.hessian, cross)
+        found = Sparsegpt(drift=drift, damp=1e-3).solve(weight, stats, parse(pattern))
+        return float((inputs @ found.weight.T - wanted).square().sum())
+
+    for pattern in ("0.5", "2:4"):
+        losses = [lost(drift, pattern) for drift in (0.0, 0.5, 1.0)]
+        assert losses == sorted(losses, reverse=True)
+    assert lost(1.0, "0.03") < 0.2 * lost(0.0, "0.03")  # hardly any zeros: nearly all is drift
+    assert Sparsegpt(drift=0.0).wants() == {Need.HESSIAN}
+    assert Sparsegpt(drift=0.1).wants() == {Need.HESSIAN, Need.CROSS}
