@@ -343,6 +343,8 @@ class Decoder:
                     for position, seen in self._inputs(layer, module, shared, batch).items()
                 }
                 other = None if others is None else next(others)
+                if skip and other is not None:
+                    other = other[:, skip:]
                 if put is not None:
                     put(found[0])
                 for position, total in enumerate(totals):
