@@ -545,7 +545,10 @@ def _notes(
     if pruner is not None:
         yield UNSTRUCTURED if parse(pruner.sparsity).m is None else PATTERNED
         if pruner is not method:
-            yield "pruned and quantized in one pass: zeros and grid are chosen together"
+            yield (
+                "pruned and quantized in one pass: zeros and grid are chosen together, by the "
+                "quantizer's options and in the columns' own order"
+            )
     changed: dict[str, int] = {}
     linears = [fate for fate in fates.values() if fate.role == "linear"]
     for fate in linears:

@@ -23,7 +23,6 @@ from unicomp.compress.grid import Grid
 from unicomp.compress.linalg import Factor, Order, factorise, undamped
 from unicomp.compress.masked import Given, Mask, Masked, whole
 from unicomp.compress.method import Need, Pruning, QuantizeMethod, Solution, Stats
-from unicomp.compress.sparsity import Sparsity
 from unicomp.errors import CheckpointError
 from unicomp.kernels.packed import Scheme
 
@@ -82,8 +81,9 @@ class Gptq(QuantizeMethod):
 
         weight  floating [out, in]; not modified
         stats   the Hessian, and with `drift` the cross statistic; its memo keeps the factor
-        pruning  what is to become zero in the same walk; columns keep their order where zeros are
-                 chosen by neighbours as it goes on. The error of rounding does not count them
+        pruning  what is to become zero in the same walk; columns then keep their own order, since
+                 `n:m` goes by neighbours, and a share of a block by blocks of busy and idle
+                 columns alike. The error of rounding does not count zeros
 
         Raises CheckpointError where the Hessian cannot be factorised; the hint names the options.
         """
@@ -91,7 +91,7 @@ class Gptq(QuantizeMethod):
             raise CheckpointError(
                 "there is no statistic of this layer's input", hint="give calibration text"
             )
-        order = "none" if pruning is not None and _by_neighbours(pruning.target) else self.order
+        order = self.order if pruning is None else "none"
         key = ("factor", order, self.damp)
         if key not in stats.memo:
             stats.memo[key] = factorise(stats.hessian, order=order, damp=self.damp)
@@ -166,10 +166,6 @@ class Gptq(QuantizeMethod):
             clipped=clipped,
             damp=factor.damp,
         )
-
-
-def _by_neighbours(target: object) -> bool:
-    return isinstance(target, Sparsity) and target.m is not None
 
 
 def _blocks(columns: Tensor, size: int, mask: Mask) -> Iterator[tuple[int, Tensor]]:
