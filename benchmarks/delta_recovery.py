@@ -23,7 +23,8 @@ from torch import Tensor
 from unicomp import builtin, hub, machine, text
 from unicomp.compress import methods
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import compress, plan_delta, restore
+from unicomp.recipes.delta import plan_delta
+from unicomp.recipes.delta_run import compress, restore
 
 RESULTS = Path(__file__).resolve().parent / "results/delta_recovery.json"
 WINDOW, WINDOWS, BATCH = 256, 100, 25

@@ -8,7 +8,7 @@ import typer
 
 from unicomp import size
 from unicomp.cli import method_options, show
-from unicomp.cli.options import MODEL, DryRun, Json, Out, Overwrite, Quiet
+from unicomp.cli.options import MODEL, DryRun, Json, Out, Overwrite, Quiet, Resume
 from unicomp.cli.plan import unnumbered
 from unicomp.errors import UnicompError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 VERB = "delta"
 METHOD = method_options.of_verb(VERB)
+CALIBRATION = method_options.of_class(method_options.ROOT / "recipes/schema.py", "Calibration")
+INTERRUPTED = 130
 
 app = typer.Typer(help="Keep a fine-tune as a small delta over its base.", no_args_is_help=True)
 
@@ -49,11 +51,14 @@ Method = Annotated[
 
 
 @app.command("compress")
-@method_options.accept(METHOD, before="overwrite")
+@method_options.accept(
+    [*METHOD, *(own for own in CALIBRATION if own.name != "seed")], before="resume"
+)
 def compress(
     tuned: Tuned,
     out: Out = None,
     method: Method = "dqrelo-plus",
+    resume: Resume = True,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -63,7 +68,9 @@ def compress(
     """Write what a fine-tune adds to its base, as bits and factors of low rank.
 
     The ratio is of the bytes that the fine-tune's matrices take at 16 bits; vectors are stored
-    exactly beside it. Every option is the key of the same name of a recipe's `delta` stage.
+    exactly beside it. With `--calibration` the scales are then trained until the base with the
+    delta answers as the fine-tune does, for which both models are held in memory. Every option is
+    the key of the same name of a recipe's `delta` stage.
 
     Example: unicomp delta compress builtin:tinyworld-pirate --base builtin:tinyworld --out out/d
     """
@@ -73,8 +80,15 @@ def compress(
         raise UnicompError("`--base` is missing", hint="name the model that was fine-tuned")
     from unicomp.recipes.load import from_options
 
-    recipe = from_options(VERB, method, method_options.given(METHOD, options), model=tuned)
-    carry_out(recipe, tuned, None, None if dry_run else out, overwrite=overwrite, json=json)
+    recipe = from_options(
+        VERB,
+        method,
+        method_options.given(METHOD, options),
+        model=tuned,
+        calibration=method_options.given(CALIBRATION, options | {"seed": None}) or None,
+    )
+    out = None if dry_run else out
+    carry_out(recipe, tuned, None, out, overwrite=overwrite, resume=resume, json=json)
 
 
 def carry_out(
@@ -85,16 +99,28 @@ def carry_out(
     *,
     overwrite: bool,
     json: bool,
+    resume: bool = True,
 ) -> None:
-    """Carry out a recipe of one `delta` stage, or only show its plan where there is no `out`."""
-    from unicomp.recipes.delta import compress, plan_recipe
+    """Carry out a recipe of one `delta` stage, or only show its plan where there is no `out`.
+
+    Raises typer.Exit with 130 if the user interrupts it.
+    """
+    from unicomp.recipes.delta import plan_recipe
+    from unicomp.recipes.delta_run import compress
 
     plan = plan_recipe(recipe, model=tuned, text=text)
     if out is None:
         _show_plan(plan, json)
         return
-    with show.progress() as progress:
-        made = compress(plan, out, overwrite=overwrite, progress=progress)
+    try:
+        with show.progress() as progress:
+            made = compress(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        show.error(
+            "interrupted",
+            hint=f"the same command resumes from `{out}.partial`; `--fresh` starts over",
+        )
+        raise typer.Exit(INTERRUPTED) from None
     if json:
         show.json(made.to_json() | {"out": str(out)})
     else:
@@ -117,7 +143,7 @@ def restore(
 
     Example: unicomp delta restore out/d --base builtin:tinyworld --out out/restored
     """
-    from unicomp.recipes.delta import restore
+    from unicomp.recipes.delta_run import restore
 
     with show.progress() as progress:
         restore(delta, base, out, overwrite=overwrite, progress=progress)

@@ -55,7 +55,9 @@ def run(
     loaded, text = read(recipe, overrides=set_ or [])
     if loaded.stages[0].verb == delta.VERB:
         written, folder = None if set_ else text, None if dry_run else out
-        delta.carry_out(loaded, model, written, folder, overwrite=overwrite, json=json)
+        delta.carry_out(
+            loaded, model, written, folder, overwrite=overwrite, resume=resume, json=json
+        )
         return
     found = plan(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
     if out is None or dry_run:

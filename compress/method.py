@@ -389,6 +389,12 @@ class DeltaMethod(Method):
         description="modules whose weights are stored as they are, as in `quantize`; their bytes "
         "count",
     )
+    steps: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="steps of training the scales on the calibration text, where one is given",
+    )
 
     def layouts(self) -> tuple[Layout, ...]:
         """Return the ways to keep a weight's delta that this method chooses from, of rank 0."""

@@ -29,7 +29,7 @@ from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, read_header
 from unicomp.errors import CheckpointError
 from unicomp.folder import not_a_folder, parse_json, quote, read_config, read_small
 from unicomp.kernels.delta import Layout, PackedDelta, collect, module_of
-from unicomp.manifest import LIMIT, NAME, Count, File, Sha256, Source
+from unicomp.manifest import LIMIT, NAME, Calibration, Count, File, Sha256, Source
 from unicomp.writer import Meta
 
 SCHEMA = "unicomp.delta/1"
@@ -110,14 +110,28 @@ class Totals(_Part):
     error: float | None
 
 
+class Trained(_Part):
+    """How scales were trained; losses are mean squared differences of logits on held windows."""
+
+    steps: Count
+    loss_before: float
+    loss_after: float
+
+
 class DeltaManifest(_Part):
-    """`unicomp.json` of a delta folder."""
+    """`unicomp.json` of a delta folder; `calibration` and `trained` come together, or neither does.
+
+    stored  sha256 of the bytes of each tensor of `delta.safetensors`
+    files   of the folder, this one left out
+    """
 
     schema_: Literal["unicomp.delta/1"] = Field("unicomp.delta/1", alias="schema")
     base: Base
     source: Source
     method: str
     options: dict[str, Any]
+    calibration: Calibration | None = None
+    trained: Trained | None = None
     zero: Literal["minus", "plus"]
     tensors: dict[str, Stored]
     totals: Totals
@@ -201,6 +215,19 @@ class DeltaFolder:
 
 def _expert(whole: Mapping[str, Tensor], index: int, name: str) -> Tensor:
     return whole[name][index]
+
+
+def unserved(name: str, own: Stored) -> str | None:
+    """Say why what is stored of a tensor cannot be held beside its base; None: it can."""
+    if own.rows is not None and own.rows != own.shape[0]:
+        return f"`{quote(name)}` has other rows than the base's"
+    if len(own.shape) > 2 or ".experts." in name:
+        return f"`{quote(name)}` is of experts"
+    if own.kind == "exact" and len(own.shape) > 1:
+        return f"`{quote(name)}` is a matrix stored whole"
+    if name.rpartition(".")[2] not in ("weight", "bias"):
+        return f"`{quote(name)}` is neither a weight nor a bias"
+    return None
 
 
 def rows_name(name: str) -> str:

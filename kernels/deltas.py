@@ -31,6 +31,7 @@ from unicomp.kernels.delta_folder import (
     check_base,
     open_delta,
     quantized_from_base,
+    unserved,
 )
 from unicomp.kernels.delta_product import DeltaProduct
 from unicomp.kernels.linear import PackedLinear
@@ -168,10 +169,12 @@ def load_deltas(
     choice = Choice((0,) if opened else (BASE,))
     homes = _Homes(model, choice, chosen, compute)
     for index, delta in enumerate(opened):
+        homes.products.append({})
         for name, stored in delta.manifest.tensors.items():
             if stored.kind != "same":
                 _add(homes, index, delta, name)
     known: Any = model
+    known.unicomp_products = homes.products
     known.unicomp_choice, known.unicomp_deltas = choice, len(opened)
     known.unicomp_loaded = replace(
         packed_model.loaded(model),
@@ -213,6 +216,7 @@ class _Homes:
         self.backend, self.compute = backend, compute
         self.prefix = f"{model.base_model_prefix}."
         self.tied = _tied(model)
+        self.products: list[dict[str, DeltaProduct]] = []
 
     def of(self, module: str) -> list[Switched]:
         """Return the modules that use a stored weight: a tied head beside its embedding."""
@@ -255,26 +259,22 @@ def _tied(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
     return embedding, next(path for path, own in model.named_modules() if own is head)
 
 
+def products(model: nn.Module, index: int) -> dict[str, DeltaProduct]:
+    """Return tensor's name -> the product of a delta of the model, in the order of its folder."""
+    found: list[dict[str, DeltaProduct]] = getattr(model, "unicomp_products", [])
+    return found[index]
+
+
 def _add(homes: _Homes, index: int, delta: DeltaFolder, name: str) -> None:
     own = delta.manifest.tensors[name]
+    if (reason := unserved(name, own)) is not None:
+        raise UnsupportedError(
+            f"`{delta.folder}`: {reason}, which is not served",
+            hint="restore the fine-tune instead: `unicomp delta restore`",
+        )
     module, _, kind = name.rpartition(".")
-    if own.rows is not None and own.rows != own.shape[0]:
-        raise UnsupportedError(
-            f"`{delta.folder}`: `{quote(name)}` has other rows than the base's",
-            hint="restore the fine-tune instead: `unicomp delta restore`",
-        )
-    if len(own.shape) > 2 or ".experts." in name or kind not in ("weight", "bias"):
-        raise UnsupportedError(
-            f"`{delta.folder}`: `{quote(name)}` is of experts, whose deltas are not served",
-            hint="restore the fine-tune instead: `unicomp delta restore`",
-        )
     switched = homes.of(module)
     if own.kind == "exact":
-        if len(own.shape) > 1:
-            raise UnsupportedError(
-                f"`{delta.folder}`: `{quote(name)}` is a matrix stored whole, which is not served",
-                hint="restore the fine-tune, or compress it without `ignore`",
-            )
         for one in switched:
             held: Any = getattr(one.inner, kind)
             one.part(index).whole[kind] = delta.read(name).to(held.dtype)
@@ -290,6 +290,7 @@ def _add(homes: _Homes, index: int, delta: DeltaFolder, name: str) -> None:
     looked_up = all(_is_embedding(one.inner) for one in switched)
     how = "torch" if looked_up else homes.backend
     product = DeltaProduct(delta.deltas(name)[0], backend=how, compute=homes.compute)
+    homes.products[index][name] = product
     for one in switched:
         one.part(index).product = product
         one.products[str(index)] = product

@@ -1,62 +1,31 @@
-"""A fine-tune and its base -> a delta folder; a delta folder and its base -> the fine-tune again.
+"""A fine-tune and its base -> what each tensor's delta will be; `delta_run.py` carries it out.
 
-The plan reads headers only and says what each tensor's fate is, or declines with the least that
-the method could reach. The work then goes tensor by tensor: one weight of each model and a few
-copies of it are in memory at a time, of experts one matrix.
+The plan reads headers only, says what each tensor's fate is, and declines, with the least that the
+method could reach, where the ratio is out of reach.
 """
 
 import re
-import shutil
-import time
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from unicomp import machine
-from unicomp.checkpoint import Checkpoint, check_finite
-from unicomp.compress.allocate import Choice, Weight, allocate, gains, total
-from unicomp.compress.decompose import inner
-from unicomp.compress.lowrank import leading
+from unicomp.checkpoint import Checkpoint
 from unicomp.compress.method import DeltaMethod
 from unicomp.compress.patterns import matches
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.folder import quote
 from unicomp.hub import Source, resolve
-from unicomp.kernels.delta import Layout, PackedDelta, module_of
-from unicomp.kernels.delta_folder import (
-    WEIGHTS,
-    Base,
-    DeltaManifest,
-    Stored,
-    Totals,
-    check_base,
-    metas,
-    open_delta,
-    rows_name,
-    sha256_of,
-    tensor_sha256,
-)
+from unicomp.kernels.delta import module_of
+from unicomp.kernels.delta_folder import Stored, unserved
 from unicomp.kernels.dense import DenseSource, open_dense
-from unicomp.manifest import NAME
-from unicomp.manifest import Source as Record
-from unicomp.manifest import hashes as hashes_of
-from unicomp.recipes.plan import working_folder
-from unicomp.recipes.run import Progress, Show
-from unicomp.recipes.schema import Recipe
-from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write_file
+from unicomp.recipes.schema import Calibration, Recipe
+from unicomp.writer import Meta
 
 GRACE = 0.01  # of the ratio: what scales and the padding of signs may take beside it
 FLOATS = ("F32", "F16", "BF16", "F64")
 LEAST_SIDE = 2  # a tensor with a shorter side than this is no matrix
 TOKENS = re.compile(r"embed|wte|lm_head|word_embeddings")
-LAYER = re.compile(r"\.(\d+)\.")
-ONE_FILE = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +36,7 @@ class DeltaPlan:
     matrix    bytes of all matrices at 16 bits
     budget    most bytes that is stored of them
     least     fewest bytes that the method could store
+    calibration  text to train the scales on, its windows' length settled; None: they are not
     text      of the recipe that asks for it, if one does
     """
 
@@ -81,6 +51,7 @@ class DeltaPlan:
     budget: int
     least: int
     notes: tuple[str, ...]
+    calibration: Calibration | None = None
     text: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -103,20 +74,14 @@ class DeltaPlan:
         }
 
 
-@dataclass(slots=True)
-class _Work:
-    """What a compression gathers on its way."""
-
-    tensors: dict[str, Stored]
-    hashes: dict[str, str] = field(default_factory=dict)
-    squares: float = 0.0
-    missed: float = 0.0
-
-
-def plan_delta(tuned: str, method_name: str, method: DeltaMethod) -> DeltaPlan:
+def plan_delta(
+    tuned: str, method_name: str, method: DeltaMethod, calibration: Calibration | None = None
+) -> DeltaPlan:
     """Work out what each tensor of a fine-tune becomes.
 
-    tuned  the fine-tune: a folder, a Hub id or `builtin:NAME`; the base is an option of the method
+    tuned        the fine-tune: a folder, a Hub id or `builtin:NAME`; the base is an option of the
+                 method
+    calibration  text to train the scales on
 
     Raises CheckpointError naming the tensor where the two are not a pair, and UnicompError where
     the method cannot reach the ratio, with the least that it could.
@@ -166,6 +131,7 @@ def plan_delta(tuned: str, method_name: str, method: DeltaMethod) -> DeltaPlan:
         budget,
         least,
         tuple(notes),
+        None if calibration is None else _settled(calibration, checkpoint, fates, method),
     )
 
 
@@ -185,66 +151,8 @@ def plan_recipe(recipe: Recipe, *, model: str | None = None, text: str | None = 
             f"`{more[0].verb if more else stage.verb}` cannot stand beside `delta`",
             hint="a delta is the whole of a recipe: put the other stages in one of their own",
         )
-    found = plan_delta(tuned, stage.method, stage.options)
+    found = plan_delta(tuned, stage.method, stage.options, recipe.calibration)
     return replace(found, text=recipe.dump() if text is None else text)
-
-
-def compress(
-    plan: DeltaPlan, out: Path, *, overwrite: bool = False, progress: Show = lambda _: None
-) -> DeltaManifest:
-    """Carry out a plan; the folder stands under its name only when whole.
-
-    Raises UnicompError for whatever the user can mend.
-    """
-    began = time.monotonic()
-    check_target(out, overwrite=overwrite)
-    for note in plan.notes:
-        progress(Progress("prepare", 0, 0, "plan", note=note))
-    folder = working_folder(out)
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        made = _compress(plan, folder, progress, began)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    publish(folder, out, overwrite=overwrite)
-    return made
-
-
-def restore(
-    delta: Path, base: str, out: Path, *, overwrite: bool = False, progress: Show = lambda _: None
-) -> None:
-    """Make the fine-tune again, as a plain checkpoint: the base plus the decoded delta.
-
-    Raises CheckpointError, naming the tensor, for another base than the delta's and for a delta
-    that is not whole.
-    """
-    check_target(out, overwrite=overwrite)
-    opened = open_delta(delta)
-    checkpoint = Checkpoint.open(resolve(base).folder)
-    check_base(
-        opened, checkpoint, lambda name: progress(Progress("prepare", 0, 0, f"hashing {name}"))
-    )
-    dense = open_dense(checkpoint)
-    layout = [
-        Meta(name, own.dtype, tuple(own.shape)) for name, own in opened.manifest.tensors.items()
-    ]
-    folder = working_folder(out)
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        writer = Writer(folder, layout)
-        for index, (name, own) in enumerate(opened.manifest.tensors.items(), 1):
-            progress(Progress("restore", index, len(layout), name))
-            known = None if own.kind == "exact" else dense.read(name)
-            writer.write(name, opened.restored(name, known))
-        writer.finish()
-        for name in opened.manifest.files:
-            if name not in (WEIGHTS, "recipe.yaml"):
-                copy_file(delta / name, folder / name)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    publish(folder, out, overwrite=overwrite)
 
 
 def is_matrix(own: Stored) -> bool:
@@ -267,6 +175,28 @@ def _check_names(source: Source, tuned: Checkpoint, base_source: Source, base: D
                 f"`{quote(name)}` of `{base_source.id}` is not in `{source.id}`",
                 hint="give the very model that was fine-tuned, and the whole of the fine-tune",
             )
+
+
+def _settled(
+    calibration: Calibration,
+    tuned: Checkpoint,
+    fates: Mapping[str, Stored],
+    method: DeltaMethod,
+) -> Calibration:
+    """Return the text with the length of its windows; UnsupportedError if nothing can train."""
+    if not any(layout.planes or layout.int8 for layout in method.layouts()):
+        raise UnsupportedError(
+            "this delta has no scales to train: its factors are float16, and it has no planes",
+            hint="leave out `--calibration`",
+        )
+    for name, own in fates.items():
+        if (reason := unserved(name, own)) is not None:
+            raise UnsupportedError(
+                f"{reason}: the model cannot run with its delta, and so no scales can be trained",
+                hint="leave out `--calibration`",
+            )
+    context = tuned.config.get("max_position_embeddings")
+    return calibration.settled(None if context is None else int(context))
 
 
 def _fate(name: str, meta: Meta, base: Meta, method: DeltaMethod, notes: list[str]) -> Stored:
@@ -295,7 +225,7 @@ def _fate(name: str, meta: Meta, base: Meta, method: DeltaMethod, notes: list[st
     return whole.model_copy(update={"kind": "delta", "rows": rows, "bytes": 0})
 
 
-def _matrices(own: Stored) -> tuple[int, tuple[int, int]]:
+def matrices_of(own: Stored) -> tuple[int, tuple[int, int]]:
     """Return how many matrices of which shape have a delta."""
     *front, out, columns = own.common
     return prod(front), (out, columns)
@@ -303,7 +233,7 @@ def _matrices(own: Stored) -> tuple[int, tuple[int, int]]:
 
 def _least(own: Stored, method: DeltaMethod) -> int:
     """Return the fewest bytes in which a weight's delta can be kept."""
-    count, shape = _matrices(own)
+    count, shape = matrices_of(own)
     if method.spreads():
         return count * min(layout.nbytes(shape) for layout in method.layouts())
     return count * min(
@@ -314,226 +244,3 @@ def _least(own: Stored, method: DeltaMethod) -> int:
 
 def _up(ratio: float) -> str:
     return f"{(int(ratio * 10000) + 1) / 10000:.4f}".rstrip("0")
-
-
-def _compress(plan: DeltaPlan, folder: Path, progress: Show, began: float) -> DeltaManifest:
-    method = plan.method
-    work = _Work(dict(plan.tensors))
-    base_hashes = _hash_base(plan, work, progress)
-    layouts = _choose(plan, work, progress)
-    for name, layout in layouts.items():
-        own = work.tensors[name]
-        count, shape = _matrices(own)
-        nbytes = count * layout.nbytes(shape)
-        facts = {key: getattr(layout, key) for key in ("planes", "by_row", "rank", "int8")}
-        work.tensors[name] = own.model_copy(update=facts | {"bytes": nbytes})
-    zero: Literal["minus", "plus"] = "plus" if method.how(0).zero_plus else "minus"
-    stored = [meta for name, own in work.tensors.items() for meta in metas(name, own)]
-    if not stored:
-        raise UnicompError(
-            f"`{plan.source.id}` equals `{plan.base_source.id}`: there is no delta",
-            hint="give a model and its fine-tune",
-        )
-    words = {"zero": zero, "unicomp": "delta"}
-    writer = Writer(folder, stored, max_shard_bytes=ONE_FILE, single=WEIGHTS, metadata=words)
-    for index, name in enumerate(work.tensors, 1):
-        error = _write(plan, work, writer, name)
-        progress(Progress("tensors", index, len(work.tensors), name, error=error))
-    writer.finish()
-    for name in plan.tuned.companions():
-        if name != plan.tuned.index:
-            copy_file(plan.source.folder / name, folder / name)
-    if plan.text is not None:
-        write_file(folder / "recipe.yaml", plan.text.encode())
-    made = _manifest(plan, work, folder, base_hashes, zero, began)
-    write_file(folder / NAME, (made.model_dump_json(by_alias=True, indent=1) + "\n").encode())
-    open_delta(folder)
-    return made
-
-
-def _hash_base(plan: DeltaPlan, work: _Work, progress: Show) -> dict[str, str]:
-    """Hash the base's tensors, and find those that the fine-tune left as they were."""
-    checkpoint = plan.base.checkpoint
-    hashes = {}
-    for name in checkpoint.tensors:
-        progress(Progress("prepare", 0, 0, f"hashing the base: {name}"))
-        hashes[name] = tensor_sha256(checkpoint, name)
-        info, own = checkpoint.tensors[name], work.tensors.get(name)
-        if own is None or (info.dtype, list(info.shape)) != (own.dtype, own.shape):
-            continue
-        if tensor_sha256(plan.tuned, name) == hashes[name]:
-            work.tensors[name] = own.model_copy(update={"kind": "same", "bytes": 0})
-    return hashes
-
-
-def _choose(plan: DeltaPlan, work: _Work, progress: Show) -> dict[str, Layout]:
-    """Return the layout of every weight that has a delta."""
-    method, options = plan.method, plan.method.layouts()
-    names = [name for name, own in work.tensors.items() if own.kind == "delta"]
-    if len(options) == 1 and not method.spreads():
-        return {
-            name: replace(
-                options[0], rank=method.rank(_matrices(work.tensors[name])[1], options[0])
-            )
-            for name in names
-        }
-    weights = {}
-    for index, name in enumerate(names, 1):
-        progress(Progress("weigh", index, len(names), name))
-        weights[name] = _weigh(plan, work, name)
-    taken = sum(own.bytes for own in work.tensors.values() if is_matrix(own))
-    if method.spreads():
-        found = allocate(list(weights.values()), plan.budget - taken)
-        return dict(zip(names, found, strict=True))
-    chosen = {}
-    for name, weight in weights.items():
-        room = int(method.ratio * 2 * weight.count * prod(weight.shape) * (1 + GRACE))
-        chosen[name] = allocate([weight], max(room, weight.least()))[0]
-    return chosen
-
-
-def _weigh(plan: DeltaPlan, work: _Work, name: str) -> Weight:
-    """Find what planes leave of a weight's delta, and what each rank would take off that."""
-    method, own = plan.method, work.tensors[name]
-    count, shape = _matrices(own)
-    room = 2 * method.ratio * prod(shape)
-    keys = {(layout.planes, layout.by_row): layout for layout in reversed(method.layouts())}
-    tried = {
-        key: layout
-        for key, layout in sorted(keys.items())
-        if not layout.planes or layout.nbytes(shape) <= 1.5 * room
-    }
-    errors = dict.fromkeys(tried, 0.0)
-    squares: dict[int, list[Tensor]] = {}
-    for index in range(count):
-        delta = _delta(plan, own, name, index)
-        for key, layout in tried.items():
-            rest = delta
-            if layout.planes:
-                rest = method.solve(delta, layout, 0).decode().neg_().add_(delta)
-            errors[key] += inner(rest, rest)
-            if len(squares.setdefault(layout.planes, [])) > index:
-                continue  # a scale per row or per tensor leaves much the same singular values
-            most = int(1.5 * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
-            most = min(most + 1, *shape)
-            values = leading(rest, most, seed=_seed(method, name), passes=1)[1]
-            squares[layout.planes].append(values.double().square())
-    sums = {planes: total(parts).sqrt() for planes, parts in squares.items()}
-    choices = [
-        Choice(layout, errors[key], gains(sums[layout.planes], int8=layout.int8))
-        for layout in method.layouts()
-        if (key := (layout.planes, layout.by_row)) in tried
-    ]
-    return Weight(shape, choices, count, method.importance(_depth(plan, name)))
-
-
-def _depth(plan: DeltaPlan, name: str) -> float:
-    """Return 0 for the first layer and embeddings, 1 for the last and the head."""
-    numbers = [int(found[1]) for key in plan.tensors if (found := LAYER.search(key))]
-    own = LAYER.search(name)
-    if own is None:
-        return 1.0 if "head" in name else 0.0
-    return int(own[1]) / max(max(numbers), 1)
-
-
-def _seed(method: DeltaMethod, name: str) -> int:
-    return zlib.crc32(f"{method.seed}/{name}".encode())
-
-
-def _delta(plan: DeltaPlan, own: Stored, name: str, index: int) -> Tensor:
-    """Return float32 [out, in]: what the fine-tune added to a matrix, of experts to one."""
-    common = own.common
-    part = slice(0, common[0]) if len(common) == 2 else slice(index, index + 1)
-    delta = plan.tuned.read(name, part).float()
-    check_finite(name, delta)
-    delta -= plan.base.read(name, part)
-    check_finite(name, delta)
-    return delta.reshape(common[-2:])
-
-
-def _write(plan: DeltaPlan, work: _Work, writer: Writer, name: str) -> float | None:
-    """Write what is stored of one tensor; return the relative squared error of a delta."""
-    own, method = work.tensors[name], plan.method
-    if own.kind == "same":
-        return None
-    if own.kind == "exact":
-        whole = plan.tuned.read(name)
-        check_finite(name, whole)
-        _store(work, writer, {name: [whole]})
-        return None
-    count, _ = _matrices(own)
-    stored: dict[str, list[Tensor]] = {}
-    squares = missed = product = kept = 0.0
-    for index in range(count):
-        delta = _delta(plan, own, name, index)
-        packed: PackedDelta = method.solve(delta, own.layout, _seed(method, name))
-        for key, tensor in packed.tensors(module_of(name)).items():
-            stored.setdefault(key, []).append(tensor)
-        decoded = packed.decode()
-        squares += inner(delta, delta)
-        kept += inner(decoded, decoded)
-        product += inner(delta, decoded)
-        decoded -= delta
-        missed += inner(decoded, decoded)
-    experts = len(own.common) == 3
-    _store(work, writer, stored, stack=experts)
-    if own.rows is not None and own.rows < own.shape[0]:
-        rest = plan.tuned.read(name, slice(own.rows, own.shape[0]))
-        _store(work, writer, {rows_name(name): [rest]})
-    work.squares += squares
-    work.missed += missed
-    scale = (squares * kept) ** 0.5
-    error = missed / squares if squares > 0 else 0.0
-    cosine = product / scale if scale > 0 else None
-    work.tensors[name] = own.model_copy(update={"error": error, "cosine": cosine})
-    return error
-
-
-def _store(
-    work: _Work, writer: Writer, stored: Mapping[str, list[Tensor]], *, stack: bool = False
-) -> None:
-    for key, parts in stored.items():
-        whole = torch.stack(parts) if stack else parts[0]
-        writer.write(key, whole)
-        work.hashes[key] = sha256_of([whole])
-
-
-def _manifest(
-    plan: DeltaPlan,
-    work: _Work,
-    folder: Path,
-    hashes: dict[str, str],
-    zero: Literal["minus", "plus"],
-    began: float,
-) -> DeltaManifest:
-    matrices = [own for own in work.tensors.values() if is_matrix(own)]
-    payload = sum(own.bytes for own in matrices)
-    every = sum(meta.nbytes for name, own in work.tensors.items() for meta in metas(name, own))
-    return DeltaManifest(
-        base=Base(
-            id=plan.base_source.id,
-            revision=plan.base_source.revision,
-            sha256=hashes,
-            files=plan.base.checkpoint.sha256(),
-        ),
-        source=Record(id=plan.source.id, revision=plan.source.revision, sha256=plan.tuned.sha256()),
-        method=plan.method_name,
-        options=plan.method.model_dump(mode="json"),
-        zero=zero,
-        tensors=work.tensors,
-        totals=Totals(
-            matrix_bytes_16=plan.matrix,
-            payload=payload,
-            other=every - payload,
-            file=(folder / WEIGHTS).stat().st_size,
-            base=sum(info.nbytes for info in plan.base.checkpoint.tensors.values()),
-            error=work.missed / work.squares if work.squares > 0 else None,
-        ),
-        stored=work.hashes,
-        files=hashes_of(folder),
-        seconds=time.monotonic() - began,
-        peak_rss_bytes=machine.peak_rss_bytes(),
-        versions=machine.versions(),
-        machine=machine.describe(),
-        notes=list(plan.notes),
-    )

@@ -12,7 +12,8 @@ from torch import Tensor
 from unicomp import builtin, hub, text
 from unicomp.compress import methods
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import compress, plan_delta, restore
+from unicomp.recipes.delta import plan_delta
+from unicomp.recipes.delta_run import compress, restore
 
 WINDOW, WINDOWS = 256, 24
 Pair = tuple[str, str, Path]

@@ -16,7 +16,8 @@ from unicomp.kernels.delta_folder import open_delta
 from unicomp.kernels.delta_product import DeltaProduct
 from unicomp.kernels.deltas import choose
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import compress, plan_delta, restore
+from unicomp.recipes.delta import plan_delta
+from unicomp.recipes.delta_run import compress, restore
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan
 from unicomp.recipes.run import run

@@ -14,7 +14,8 @@ from unicomp.compress import methods
 from unicomp.compress.method import DeltaMethod
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.kernels.delta_folder import DeltaFolder, DeltaManifest, open_delta
-from unicomp.recipes.delta import compress, plan_delta, restore
+from unicomp.recipes.delta import plan_delta
+from unicomp.recipes.delta_run import compress, restore
 
 METHODS = methods.methods("delta")
 PIRATE, WORLD = "builtin:tinyworld-pirate", "builtin:tinyworld"
