@@ -13,23 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unicomp import __version__, machine, manifest, text
+from unicomp import machine, manifest
 from unicomp.compress.calibrate import Decoder, read_part, read_weight
 from unicomp.compress.layerwise import Solved, compared, compress_layer, solve_alone
 from unicomp.compress.method import Need, Pruned, PruneMethod, Pruning
 from unicomp.compress.sparsity import Budget, Target, parse
 from unicomp.compress.states import HiddenStates
-from unicomp.errors import CheckpointError, UnicompError
-from unicomp.evaluate import scores
-from unicomp.evaluate.score import score
-from unicomp.evaluate.scores import Subject
+from unicomp.errors import UnicompError
 from unicomp.kernels.packed import Scheme
 from unicomp.manifest import Manifest
 from unicomp.models import Layer, Linear
@@ -38,6 +34,14 @@ from unicomp.recipes.forecast import hidden_size
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, working_folder
+from unicomp.recipes.prepare import (
+    CalibrationWindows,
+    check_space,
+    check_values,
+    fingerprint,
+    read_calibration,
+    score_output,
+)
 from unicomp.writer import Writer, check_target, copy_file, publish, write_file
 
 PIECE = 1 << 26  # bytes of a tensor that stays as it is, copied at once
@@ -68,14 +72,6 @@ Show = Callable[[Progress], None]
 
 
 @dataclass(slots=True)
-class _Calibration:
-    """The calibration windows and what the manifest says of them."""
-
-    ids: Tensor
-    record: manifest.Calibration
-
-
-@dataclass(slots=True)
 class _Work:
     """Everything that a run holds while it goes on."""
 
@@ -84,7 +80,7 @@ class _Work:
     journal: Journal
     writer: Writer
     show: Show
-    calibration: _Calibration | None
+    calibration: CalibrationWindows | None
     targets: Mapping[str, Scheme | Target]
     modules: dict[str, manifest.Module] = field(default_factory=dict)
     seconds: float = 0.0
@@ -115,7 +111,7 @@ def run(
         progress(Progress("prepare", 0, 0, "plan", note=note))
     progress(Progress("prepare", 0, 0, "hashing the source"))
     hashes = plan.checkpoint.sha256()
-    calibration = _calibration(plan)
+    calibration = read_calibration(plan)
     if not resume and folder.exists():
         shutil.rmtree(folder)
     made = not folder.exists()
@@ -126,11 +122,11 @@ def run(
             f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
         ) from error
     try:
-        with Journal(folder, _fingerprint(plan, hashes, calibration)) as journal:
-            _check_space(plan, folder)
+        with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
+            check_space(plan, folder)
             if not journal.entries:
                 progress(Progress("prepare", 0, 0, "checking the source's values"))
-                _check_values(plan)
+                check_values(plan)
             writer = Writer(folder, plan.layout())
             work = _Work(
                 plan, folder, journal, writer, progress, calibration, _targets(plan, progress)
@@ -163,70 +159,6 @@ def _targets(plan: Plan, progress: Show) -> dict[str, Scheme | Target]:
                 found[linear.module] = zeros
         budget.turn()
     return found
-
-
-def _calibration(plan: Plan) -> _Calibration | None:
-    wanted = plan.recipe.calibration
-    if not plan.method.wants() or wanted is None:
-        return None
-    tokenizer = text.tokenizer(plan.source.folder)
-    found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
-    vocab = plan.dense.config.get("vocab_size")
-    ids = text.encode(tokenizer, found, vocab=int(vocab) if vocab else 1 << 62)
-    windows = text.windows(
-        ids,
-        seq_len=wanted.length,
-        samples=wanted.samples,
-        seed=wanted.seed,
-        bos=text.bos_token(tokenizer),
-        source=f"calibration text `{found.source}`",
-    )
-    described = manifest.Calibration(
-        source=found.source,
-        sha256=found.sha256,
-        samples=len(windows),
-        seq_len=wanted.length,
-        seed=wanted.seed,
-    )
-    return _Calibration(windows, described)
-
-
-def _fingerprint(
-    plan: Plan, hashes: dict[str, str], calibration: _Calibration | None
-) -> dict[str, Any]:
-    """Return what decides the output's bytes; two runs with one fingerprint may share work."""
-    ids = b"" if calibration is None else calibration.ids.numpy().tobytes()
-    return {
-        "unicomp": __version__,
-        "plan": plan.sha256,
-        "recipe": sha256(plan.text.encode()).hexdigest(),
-        "source": sha256(repr(sorted(hashes.items())).encode()).hexdigest(),
-        "calibration": sha256(ids).hexdigest(),
-        "batch": plan.batch,
-        "torch": torch.__version__,
-    }
-
-
-def _check_values(plan: Plan) -> None:
-    """Refuse NaN and Inf before hours of work, not when their layer's turn comes."""
-    problems = list(manifest.wrong_values(plan.checkpoint))
-    if problems:
-        more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
-        raise CheckpointError(
-            problems[0] + more,
-            hint="the checkpoint is damaged or was trained to divergence; "
-            "download it again, or use an earlier one",
-        )
-
-
-def _check_space(plan: Plan, folder: Path) -> None:
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if plan.disk_bytes > free + held:
-        raise UnicompError(
-            f"`{folder.parent}` has {free} bytes free, the run needs {plan.disk_bytes - held}",
-            hint="free some space, or choose an output folder on another disk",
-        )
 
 
 def _copy_dense(work: _Work) -> None:
@@ -344,7 +276,7 @@ def _stream_names(work: _Work) -> list[str]:
     return ["states", "original"] if Need.CROSS in work.plan.method.wants() else ["states"]
 
 
-def _need(work: _Work) -> _Calibration:
+def _need(work: _Work) -> CalibrationWindows:
     if work.calibration is None:
         raise ValueError("no calibration")
     return work.calibration
@@ -512,26 +444,6 @@ def _stored_names(plan: Plan, layers: tuple[Layer, ...]) -> Iterator[str]:
                 yield from (meta.name for meta in metas)
 
 
-def _score(work: _Work, name: str) -> dict[str, Any] | None:
-    """Score the finished folder against its source, if the recipe asks; write `report.json`."""
-    plan = work.plan
-    if not plan.scored:
-        return None
-
-    def show(what: str, done: int, total: int) -> None:
-        work.show(Progress("score", done, total, what))
-
-    work.show(Progress("score", 0, 0, ", ".join(plan.scored)))
-    report = score(
-        work.folder, plan.source.folder, axes=plan.scored, text=plan.held_out, progress=show
-    )
-    model = Subject(id=name)
-    baseline = Subject(id=plan.source.id, revision=plan.source.revision)
-    report = report.model_copy(update={"model": model, "baseline": baseline})
-    scores.write(work.folder / "report.json", report)
-    return report.to_json()
-
-
 def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     """Write everything beside the weights, read the whole folder again, and drop the journal."""
     plan, folder = work.plan, work.folder
@@ -558,7 +470,12 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
         plan, folder, hashes, calibration, work.modules, work.seconds, work.peak
     )
     manifest.write(folder, made)
-    report = _score(work, folder.name.removesuffix(".partial"))
+
+    def step(what: str, done: int, total: int) -> None:
+        work.show(Progress("score", done, total, what))
+
+    name = folder.name.removesuffix(".partial")
+    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
     write_file(folder / "README.md", card.write(plan, made, report).encode())
     problems = manifest.verify(folder)
     if problems:
