@@ -96,8 +96,16 @@ class Module(_Part):
     fallback: str | None
 
 
+class Shape(_Part):
+    """The sizes of a model before and after, and the source's layers that were kept."""
+
+    before: dict[str, Count]
+    after: dict[str, Count]
+    kept: dict[str, list[Count]]
+
+
 class Stage(_Part):
-    """One stage of the recipe as it ran; peaks in bytes."""
+    """One stage of the recipe as it ran; peaks in bytes; `shape` where it changed any."""
 
     verb: str
     method: str
@@ -106,12 +114,17 @@ class Stage(_Part):
     peak_rss_bytes: Count
     peak_gpu_bytes: Count | None
     modules: dict[str, Module]
+    shape: Shape | None = None
 
 
 class Totals(_Part):
-    """The whole checkpoint: parameters, bytes of tensors before and after."""
+    """The whole checkpoint: parameters, bytes of tensors before and after.
+
+    params_in  parameters of the source, where they are others
+    """
 
     params: Count
+    params_in: Count | None = None
     bytes_in: Count
     bytes_out: Count
     bits_per_weight: float
