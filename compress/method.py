@@ -185,6 +185,7 @@ class Method(BaseModel):
     )
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    declares: ClassVar[bool] = False  # set by a class that says what methods of a kind have
 
     def wants(self) -> frozenset[Need]:
         """Return the statistics that these options ask for, of all that the method may need."""
@@ -193,7 +194,7 @@ class Method(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse public functions that no base class declares."""
-        if cls.__module__ == __name__:
+        if cls.__module__ == __name__ or vars(cls).get("declares"):
             return
         known = {name for base in cls.__mro__[1:] for name in vars(base)}
         for name, value in vars(cls).items():

@@ -1,0 +1,372 @@
+"""A stage of structured pruning + checkpoint headers -> plan: the smaller shape, to the unit.
+
+No weight is read. The shape that is made, those weighed beside it, every tensor's fate, the bytes
+and parameters of the output and the memory that the run takes are decided here; which channels,
+heads, experts or layers stay, the calibration text decides.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unicomp.checkpoint import Checkpoint
+from unicomp.compress.axes import NORMED_AFTER, Axes, Place, Shape, routed
+from unicomp.compress.cut_method import MOST_SHOWN, CutMethod, speedup
+from unicomp.compress.search import TOKENS
+from unicomp.errors import UnicompError
+from unicomp.hub import Source
+from unicomp.kernels.dense import DenseSource
+from unicomp.models import Model, context_length, describe
+from unicomp.recipes.forecast import (
+    BATCH_TOKENS,
+    IMPORTS,
+    LIVE_ACTIVATIONS,
+    measured_rate,
+)
+from unicomp.recipes.schema import Recipe, Stage
+from unicomp.writer import Meta
+
+HEAD_PIECES = (
+    256 << 20
+)  # the head and logits in pieces, where losses are measured or it is refitted
+
+
+@dataclass(frozen=True, slots=True)
+class CutFate:
+    """What becomes of one tensor: its shape before and after, and why it is not refitted."""
+
+    name: str
+    role: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    bytes_in: int
+    bytes_out: int
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CutPlan:
+    """What a stage of structured pruning will do.
+
+    sizes       of the model that is made
+    candidates  the first of the shapes that meet the goal, `sizes` first
+    fates       of the source's tensors, in its order; of layers that go, some stand for others
+    batch       calibration windows computed together
+    memory      part -> bytes at the moment of the greatest need
+    """
+
+    recipe: Recipe
+    text: str
+    stage: Stage
+    method: CutMethod
+    source: Source
+    dense: DenseSource
+    checkpoint: Checkpoint
+    model: Model
+    axes: Axes
+    sizes: Shape
+    candidates: tuple[Shape, ...]
+    fates: tuple[CutFate, ...]
+    batch: int
+    memory: Mapping[str, int]
+    disk_bytes: int
+    operations: float
+    seconds: float
+    basis: str
+    notes: tuple[str, ...]
+
+    @property
+    def loaders(self) -> dict[str, str | None]:
+        """Loader -> why it does not take the output; None: it does."""
+        return {"transformers": None, "vllm": None}
+
+    @property
+    def schemes(self) -> dict[str, Any]:
+        """Nothing is quantized."""
+        return {}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What is carried out."""
+        return [self.stage]
+
+    @property
+    def params_in(self) -> int:
+        """Parameters of the source."""
+        return self.axes.params(self.axes.sizes)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the output."""
+        return self.axes.params(self.sizes)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of all tensors of the source."""
+        return self.axes.nbytes(self.axes.sizes)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors of the output."""
+        return self.axes.nbytes(self.sizes)
+
+    @property
+    def peak_host_bytes(self) -> int:
+        """The forecast of the process's greatest resident size."""
+        return sum(self.memory.values())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what will be done."""
+        content = {"recipe": self.recipe.to_dict(), "tensors": self.to_json()["tensors"]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def result(self) -> DenseSource:
+        """Return the output as a later stage's plan sees it: names, shapes and config only."""
+        kept = self.axes.some(self.sizes.layers)
+        metas = {meta.name: meta for meta in self.axes.metas(self.sizes, kept)}
+        config = self.axes.rewritten(self.sizes, kept)
+        return DenseSource(self.checkpoint, config, metas, (), {})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        return {
+            "schema": "unicomp.plan/1",
+            "source": {"id": self.source.id, "revision": self.source.revision},
+            "architecture": self.model.type,
+            "stages": [{"verb": self.stage.verb, "method": self.stage.method}],
+            "format": self.recipe.format,
+            "params": self.params,
+            "params_in": self.params_in,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "shape": {"before": self.axes.sizes.to_json(), "after": self.sizes.to_json()},
+            "candidates": [describe_shape(self.axes, shape) for shape in self.candidates],
+            "peak_host_bytes": self.peak_host_bytes,
+            "memory": dict(self.memory),
+            "peak_gpu_bytes": None,
+            "disk_bytes": self.disk_bytes,
+            "batch": self.batch,
+            "seconds": self.seconds,
+            "basis": self.basis,
+            "loaders": self.loaders,
+            "notes": list(self.notes),
+            "tensors": [
+                {
+                    "name": fate.name,
+                    "role": fate.role,
+                    "shape": list(fate.before),
+                    "shape_out": list(fate.after),
+                    "why": fate.why,
+                    "bytes_in": fate.bytes_in,
+                    "bytes_out": fate.bytes_out,
+                }
+                for fate in self.fates
+            ],
+        }
+
+
+def describe_shape(axes: Axes, shape: Shape) -> dict[str, Any]:
+    """Return a shape with its parameters, bytes, and the speed-up that its bytes let expect."""
+    return {
+        "shape": shape.to_json(),
+        "params": axes.params(shape),
+        "bytes": axes.nbytes(shape),
+        "read_speedup": speedup(axes, shape),
+    }
+
+
+def plan_cut(
+    recipe: Recipe,
+    text: str,
+    source: Source,
+    checkpoint: Checkpoint,
+    dense: DenseSource,
+    max_memory: int | None,
+) -> CutPlan:
+    """Work out what a recipe of one stage of structured pruning does to a source.
+
+    Raises UnicompError where the goal or the sizes cannot be had, or not within `max_memory`.
+    """
+    [stage] = recipe.stages
+    method = stage.options
+    if not isinstance(method, CutMethod):
+        raise TypeError(f"`{stage.verb}: {stage.method}` does not cut")
+    if recipe.calibration is None:
+        raise UnicompError(
+            f"`{stage.verb}: {stage.method}` needs calibration text", hint="give `--calibration`"
+        )
+    recipe = recipe.model_copy(
+        update={"calibration": recipe.calibration.settled(context_length(dense.config))}
+    )
+    model = describe(dense.config, dense.tensors)
+    axes = Axes(dense.config, model, dense.tensors)
+    shapes = method.shapes(axes)
+    sizes = shapes[0]
+    batch, memory = _memory(recipe, method, axes, sizes, max_memory)
+    products = _operations(recipe, method, axes, sizes)
+    rate = measured_rate()
+    return CutPlan(
+        recipe=recipe,
+        text=text,
+        stage=stage,
+        method=method,
+        source=source,
+        dense=dense,
+        checkpoint=checkpoint,
+        model=model,
+        axes=axes,
+        sizes=sizes,
+        candidates=tuple(shapes[:MOST_SHOWN]),
+        fates=tuple(_fates(method, axes, sizes)),
+        batch=batch,
+        memory=memory,
+        disk_bytes=axes.nbytes(sizes) + _state_bytes(recipe, method, axes, sizes),
+        operations=products,
+        seconds=products / rate,
+        basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
+        "a float32 product of 768 measured just now",
+        notes=(*dense.notes, *_notes(method, axes, sizes)),
+    )
+
+
+def _fates(method: CutMethod, axes: Axes, sizes: Shape) -> list[CutFate]:
+    kept = axes.some(sizes.layers)
+    linears = {linear.part.tensor: linear for linear in axes.model.linears()}
+    found = []
+    for name, place in axes.places.items():
+        gone = place.layer is not None and place.layer not in kept
+        gone = gone or (place.expert is not None and place.expert >= sizes.experts)
+        after = Meta(name, place.meta.dtype, (0,) if gone else place.shape(sizes))
+        role = "linear" if name in linears else axes.model.roles.get(name, "other")
+        why = None if role == "linear" else "no linear"
+        if place.inside:
+            why = "of an expert: cut, not refitted"
+        if role == "head" and not axes.model.tied:
+            why = None
+        if not method.compensate:
+            why = "`compensate` is off"
+        found.append(
+            CutFate(
+                name,
+                role,
+                tuple(place.meta.shape),
+                after.shape,
+                place.meta.nbytes,
+                after.nbytes,
+                "left out" if gone else why,
+            )
+        )
+    return found
+
+
+def _notes(method: CutMethod, axes: Axes, sizes: Shape) -> list[str]:
+    found = [
+        f"a decoded token reads {axes.read_bytes(axes.sizes)} bytes of weights before and "
+        f"{axes.read_bytes(sizes)} after: what a speed-up may come to is {speedup(axes, sizes):.2f}"
+        ", what it came to the scores say",
+        *method.notes(axes, sizes),
+    ]
+    if not method.compensate:
+        return found
+    if axes.model.tied and sizes.hidden < axes.sizes.hidden:
+        found.append("the head shares the embedding's weight: it is cut, not refitted")
+    if any(routed(layer) for layer in axes.model.layers):
+        found.append("linears of experts are cut, not refitted: tokens change their routes")
+    if axes.model.type in NORMED_AFTER:
+        found.append("norms stand behind attention and MLP: drift before a layer is not made up")
+    return found
+
+
+def _tokens(recipe: Recipe) -> tuple[int, int]:
+    if recipe.calibration is None:
+        raise ValueError("no calibration")
+    return recipe.calibration.samples, recipe.calibration.length
+
+
+def _state_bytes(recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape) -> int:
+    """Return what states take on disk: of both models, and what the original's linears read."""
+    samples, seq_len = _tokens(recipe)
+    columns = 2 * axes.sizes.hidden
+    if method.compensate:
+        read = max(
+            sum(step[0][0].shape[1] for step in layer.steps if step[0][0].expert is None)
+            for layer in axes.model.layers
+        )
+        columns += axes.sizes.hidden + 2 * sizes.hidden + read
+    return 4 * samples * seq_len * columns
+
+
+def _memory(
+    recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape, limit: int | None
+) -> tuple[int, dict[str, int]]:
+    """Choose the windows of a batch, and forecast the memory that it takes."""
+    samples, seq_len = _tokens(recipe)
+    layers = [_layer_bytes(axes, axes.of_layer(one.index), axes.sizes) for one in axes.model.layers]
+    cut = max(_layer_bytes(axes, axes.of_layer(one.index), sizes) for one in axes.model.layers)
+    linears = list(axes.model.linears())
+    inner = [one for one in linears if one.expert is None]
+    second = max((4 * one.shape[1] ** 2 for one in inner), default=0)
+    fixed = {"imports": IMPORTS, "weights": max(layers)}
+    fixed["embedding rows"] = sum(
+        4 * min(samples * seq_len, place.meta.shape[0]) * place.meta.shape[-1]
+        for name, place in axes.places.items()
+        if axes.model.roles.get(name) == "embedding"
+    )
+    if method.compensate:
+        solver = max(4 * 4 * one.shape[0] * one.shape[1] for one in inner)
+        fixed |= {"cut weights": cut, "statistics": 2 * second, "solver": solver + 4 * second}
+    elif method.second_order():
+        fixed["statistics"] = 6 * second
+    if method.compensate or method.searches():
+        fixed["head"] = HEAD_PIECES
+    if method.searches():
+        tokens = seq_len * max(1, TOKENS // seq_len)
+        fixed["search"] = 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 1)
+    widest = max(max(one.shape) for one in linears)
+
+    def live(batch: int) -> int:
+        attention = batch * axes.sizes.heads * seq_len * seq_len * 4
+        attention *= 3 if method.sees_attention() else 1
+        return LIVE_ACTIVATIONS * batch * seq_len * widest * 4 + attention
+
+    batch = max(1, min(samples, BATCH_TOKENS // seq_len))
+    while batch > 1 and limit is not None and sum(fixed.values()) + live(batch) > limit:
+        batch //= 2
+    found = fixed | {"activations": live(batch)}
+    needed = sum(found.values())
+    if limit is not None and needed > limit:
+        raise UnicompError(
+            f"--max-memory {limit} bytes is too small: the least that this run needs is "
+            f"{needed} bytes",
+            hint=f"give at least {-(-needed // (1 << 20))}MiB, or a shorter `seq_len`",
+        )
+    return batch, found
+
+
+def _layer_bytes(axes: Axes, places: list[Place], sizes: Shape) -> int:
+    """Return the bytes of a layer's weights in float32."""
+    return sum(4 * math.prod(place.shape(sizes)) for place in places)
+
+
+def _operations(recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape) -> float:
+    """Count multiply-adds, twice: forward passes of both models, sums, and solvers."""
+    samples, seq_len = _tokens(recipe)
+    tokens = samples * seq_len
+    weights = sum(one.shape[0] * one.shape[1] for one in axes.model.linears())
+    passes = 1.0
+    total = 2.0 * tokens * weights
+    if method.compensate:
+        passes = 1 + 3.3 * axes.params(sizes) / axes.params(axes.sizes)
+        for one in axes.model.linears():
+            if one.expert is None:
+                total += 2.0 * tokens * (2 * one.shape[0] * one.shape[1] + one.shape[1] ** 2)
+                total += 2.0 * one.shape[0] * one.shape[1] ** 2 + one.shape[1] ** 3
+    if method.searches():
+        share = min(1.0, TOKENS / tokens)
+        rounds = axes.sizes.layers - sizes.layers
+        passes += share * rounds * len(axes.loose) / 2
+    return total + 2.0 * tokens * weights * passes
