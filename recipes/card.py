@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from unicomp.manifest import Manifest
+from unicomp.manifest import CalibrationPart, Manifest
 from unicomp.recipes.plan import Plan
 
 PLAIN = """```python
@@ -70,6 +70,8 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
             f"Calibrated on `{text.source}` (sha256 `{text.sha256}`): {text.samples} windows of "
             f"{text.seq_len} tokens, seed {text.seed}.",
         ]
+        if len(text.parts) > 1:
+            lines += ["", *(_part(part) for part in text.parts)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
     if fallbacks or manifest.notes:
@@ -92,6 +94,12 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         "",
     ]
     return "\n".join(lines)
+
+
+def _part(part: CalibrationPart) -> str:
+    return (
+        f"- {part.samples} windows ({part.share:.0%}) of `{part.source}` (sha256 `{part.sha256}`)"
+    )
 
 
 def _front(manifest: Manifest) -> str:

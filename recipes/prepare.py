@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unicomp import __version__, manifest, text
+from unicomp import __version__, manifest, mixture, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.method import Method
 from unicomp.errors import CheckpointError, UnicompError
@@ -76,21 +76,13 @@ def read_calibration(plan: Planned) -> CalibrationWindows | None:
     if not plan.method.wants() or wanted is None:
         return None
     tokenizer = text.tokenizer(plan.source.folder)
-    found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
     vocab = plan.dense.config.get("vocab_size")
-    ids = text.encode(tokenizer, found, vocab=int(vocab) if vocab else 1 << 62)
-    windows = text.windows(
-        ids,
-        seq_len=wanted.length,
+    windows, described = mixture.windows(
+        wanted.data,
+        tokenizer,
+        vocab=int(vocab) if vocab else None,
+        field=wanted.field,
         samples=wanted.samples,
-        seed=wanted.seed,
-        bos=text.bos_token(tokenizer),
-        source=f"calibration text `{found.source}`",
-    )
-    described = manifest.Calibration(
-        source=found.source,
-        sha256=found.sha256,
-        samples=len(windows),
         seq_len=wanted.length,
         seed=wanted.seed,
     )

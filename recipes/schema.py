@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from unicomp import suggest
+from unicomp import mixture, suggest
 from unicomp.compress import methods
 from unicomp.compress.method import Method
 from unicomp.errors import UnicompError
@@ -53,6 +53,12 @@ def unknown(what: str, given: str, known: Iterable[str]) -> PydanticCustomError:
 
 
 def _text(spec: str) -> str:
+    for part in mixture.parse(spec):
+        _one_text(part.data)
+    return spec
+
+
+def _one_text(spec: str) -> None:
     named = spec.startswith(("hub:", "builtin:"))
     if named and not (HUB_TEXT.fullmatch(spec) or BUILTIN.fullmatch(spec)):
         raise ValueError("input should read `builtin:NAME` or `hub:org/name[:config][/split]`")
@@ -61,7 +67,6 @@ def _text(spec: str) -> str:
             f"input should be a {', '.join(TEXT_FILES[:-1])} or {TEXT_FILES[-1]} file, "
             "`builtin:NAME` or `hub:org/name[:config][/split]`"
         )
-    return spec
 
 
 def _format(name: str) -> str:
@@ -111,8 +116,8 @@ class Calibration(Part):
     """The text that a method's statistics are gathered on."""
 
     data: Annotated[str, AfterValidator(_text)] = Field(
-        description="a .txt, .jsonl or .parquet file, `builtin:NAME`, or "
-        "`hub:org/name[:config][/split]`"
+        description="a .txt, .jsonl or .parquet file, `builtin:NAME`, "
+        "`hub:org/name[:config][/split]`, or a mix such as `builtin:tinyworld=0.5,task.jsonl=0.5`"
     )
     samples: int = Field(128, ge=1, le=1_000_000, description="windows of text")
     seq_len: int | None = Field(
@@ -123,6 +128,11 @@ class Calibration(Part):
     )
     seed: int = Field(0, ge=0, lt=1 << 63, description="seed that draws the windows")
     field: str = Field("text", min_length=1, description="field of each record that holds the text")
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> Self:
+        mixture.counts(mixture.parse(self.data), self.samples)
+        return self
 
     def settled(self, context: int | None) -> Self:
         """Return it with its windows' length for a model of this context.

@@ -55,14 +55,32 @@ class Source(_Part):
     sha256: dict[str, Sha256]
 
 
+class CalibrationPart(_Part):
+    """One text of those that statistics were gathered on.
+
+    share    of all windows that was asked for
+    samples  windows of it
+    """
+
+    source: str
+    sha256: Sha256
+    share: float
+    samples: Count
+
+
 class Calibration(_Part):
-    """The text that statistics were gathered on; lengths in tokens."""
+    """The text that statistics were gathered on; lengths in tokens.
+
+    sha256  of the text's files; of a mix, of its parts' hashes one after another
+    parts   each text; empty where an older version did not say
+    """
 
     source: str
     sha256: Sha256
     samples: Count
     seq_len: Count
     seed: int
+    parts: list[CalibrationPart] = Field(default_factory=list)
 
 
 class Module(_Part):

@@ -199,8 +199,22 @@ TOP = {
     "calibration: x.txt": ("f:4:14: `calibration`: input should be a mapping, got `x.txt`", None),
     "calibration: {}": (
         "f:4:14: `calibration`: `data` is missing",
-        "`data`: a .txt, .jsonl or .parquet file, `builtin:NAME`, or "
-        "`hub:org/name[:config][/split]`",
+        "`data`: a .txt, .jsonl or .parquet file, `builtin:NAME`, "
+        "`hub:org/name[:config][/split]`, or a mix such as `builtin:tinyworld=0.5,task.jsonl=0.5`",
+    ),
+    "calibration: {data: 'a.txt=0.5,b.txt=0.4'}": (
+        "f:4:21: `calibration.data`: the shares of a mix should add up to 1, these to 0.9, "
+        "got `'a.txt=0.5,b.txt=0.4'`",
+        None,
+    ),
+    "calibration: {data: 'a.txt=0.5,b.csv=0.5'}": (
+        "f:4:21: `calibration.data`: input should be a .txt, .jsonl or .parquet file, "
+        "`builtin:NAME` or `hub:org/name[:config][/split]`, got `'a.txt=0.5,b.csv=0.5'`",
+        None,
+    ),
+    "calibration: {data: 'a.txt=0.9,b.txt=0.1', samples: 4}": (
+        "f:4:14: `calibration`: 4 windows are too few for the share of `b.txt`",
+        None,
     ),
     "calibration: {data: x.csv}": (
         "f:4:21: `calibration.data`: input should be a .txt, .jsonl or .parquet file, "
