@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from unicomp import __version__, machine, text
+from unicomp import __version__, machine, mixture, text
 from unicomp.checkpoint import Checkpoint, check_finite
 from unicomp.compress.allocate import Choice, Weight, allocate, gains, total
 from unicomp.compress.decompose import inner
-from unicomp.compress.lowrank import leading
+from unicomp.compress.lowrank import spectrum
 from unicomp.compress.method import DeltaMethod
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.hub import resolve
@@ -194,24 +194,16 @@ def _windows(plan: DeltaPlan) -> tuple[Tensor | None, Calibration | None]:
     if wanted is None:
         return None, None
     tokenizer = text.tokenizer(plan.source.folder)
-    found = text.read(wanted.data, field=wanted.field, tokenizer=tokenizer)
     vocab = plan.tuned.config.get("vocab_size")
-    windows = text.windows(
-        text.encode(tokenizer, found, vocab=int(vocab) if vocab else 1 << 62),
-        seq_len=wanted.length,
+    return mixture.windows(
+        wanted.data,
+        tokenizer,
+        vocab=int(vocab) if vocab else None,
+        field=wanted.field,
         samples=wanted.samples,
-        seed=wanted.seed,
-        bos=text.bos_token(tokenizer),
-        source=f"calibration text `{found.source}`",
-    )
-    described = Calibration(
-        source=found.source,
-        sha256=found.sha256,
-        samples=len(windows),
         seq_len=wanted.length,
         seed=wanted.seed,
     )
-    return windows, described
 
 
 def _compress(work: _Work, base_files: dict[str, str], began: float) -> DeltaManifest:
@@ -345,8 +337,8 @@ def _weigh(work: _Work, name: str) -> dict[str, Any]:
                 continue  # a scale per row or per tensor leaves much the same singular values
             most = int(1.5 * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
             most = min(most + 1, *shape)
-            values = leading(rest, most, seed=_seed(method, name), passes=1)[1]
-            squares[layout.planes].append(values.double().square())
+            own_squares = spectrum(rest, most, seed=_seed(method, name))
+            squares[layout.planes].append(own_squares)
     sums = {str(planes): total(parts).tolist() for planes, parts in squares.items()}
     return {"weigh": name, "errors": list(errors.values()), "squares": sums}
 
