@@ -82,6 +82,16 @@ static PyObject *use(PyObject *self, PyObject *args) {
     return answer(uc_isa_use(name));
 }
 
+static PyObject *share(PyObject *self, PyObject *args) {
+    (void)self;
+    address start, size;
+    if (!PyArg_ParseTuple(args, "KK", &start, &size))
+        return NULL;
+    const int both = start && size;
+    uc_pool_share(both ? (uc_team *)(uintptr_t)start : NULL, (uc_team_size *)(uintptr_t)size);
+    Py_RETURN_NONE;
+}
+
 static PyObject *linear(PyObject *self, PyObject *args) {
     (void)self;
     address x, weight, bias, out;
@@ -229,6 +239,7 @@ static PyMethodDef methods[] = {
     {"usable", usable, METH_NOARGS, "Return those that this machine can run."},
     {"isa", isa, METH_NOARGS, "Return the name of the instruction set in use."},
     {"use", use, METH_VARARGS, "Choose an instruction set by name."},
+    {"share", share, METH_VARARGS, "Compute on another pool's threads, or with 0 on our own."},
     {"linear", linear, METH_VARARGS, "Multiply activations with a weight in panels."},
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},

@@ -28,6 +28,8 @@ static pthread_t workers[UC_THREADS_MAX];
 static atomic_ulong generation; /* of the job; written under the lock, watched without */
 static atomic_uint inside;      /* workers that may touch the job */
 static struct share shares[UC_THREADS_MAX];
+static uc_team *team; /* NULL: none, or left with the parent by fork() */
+static uc_team_size *team_size;
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -95,7 +97,20 @@ static void *worker(void *argument) {
     }
 }
 
+struct shared_job {
+    struct job job;
+    atomic_uint next; /* who comes gets the next number */
+};
+
+static void join(void *argument) {
+    struct shared_job *own = argument;
+    unsigned self = atomic_fetch_add(&own->next, 1);
+    if (self < own->job.parts)
+        work_through(&own->job, self);
+}
+
 void uc_run(unsigned threads, size_t items, size_t grain, uc_work *work, void *context) {
+    const unsigned wanted = threads;
     grain = grain ? grain : 1;
     threads = threads < UC_THREADS_MAX ? threads : UC_THREADS_MAX;
     threads = threads < items / grain ? threads : (unsigned)(items / grain);
@@ -107,6 +122,12 @@ void uc_run(unsigned threads, size_t items, size_t grain, uc_work *work, void *c
     for (unsigned i = 0; i < threads; i++)
         atomic_store(&shares[i].range, pack(items * i / threads, items * (i + 1) / threads));
     struct job own = {work, context, grain, threads};
+    if (team && team_size() == (int)wanted) {
+        struct shared_job shared = {own, 0};
+        team(join, &shared, wanted, 0);
+        pthread_mutex_unlock(&running);
+        return;
+    }
     pthread_mutex_lock(&lock);
     job = own;
     open_ = 1;
@@ -141,6 +162,13 @@ void uc_pool_stop(void) {
     stop = 0;
 }
 
+void uc_pool_share(uc_team *start, uc_team_size *size) {
+    pthread_mutex_lock(&running);
+    team = start;
+    team_size = size;
+    pthread_mutex_unlock(&running);
+}
+
 static void in_child(void) {
     /* The threads stayed with the parent, and so did whoever held these. */
     pthread_mutex_init(&running, NULL);
@@ -149,6 +177,7 @@ static void in_child(void) {
     started = sleeping = 0;
     open_ = stop = 0;
     atomic_store(&inside, 0);
+    team = NULL; /* of the parent's threads none is here, and OpenMP would wait for them */
 }
 
 void uc_pool_prepare(void) {

@@ -23,6 +23,15 @@ typedef void uc_work(void *context, size_t first, size_t end);
 /* Compute all items and return when they are done. items < 2^32. */
 void uc_run(unsigned threads, size_t items, size_t grain, uc_work *work, void *context);
 
+/* Another pool's threads: call `work(context)` on so many, this one among them, and return when all
+ * have; how many it would take by itself. GOMP_parallel and omp_get_max_threads are that. */
+typedef void uc_team(void (*work)(void *), void *context, unsigned threads, unsigned flags);
+typedef int uc_team_size(void);
+
+/* Compute on those threads whenever there are as many as a run wants: their owner has them spin
+ * after its own work, and two pools on the same cores wait for each other. NULL: never. */
+void uc_pool_share(uc_team *start, uc_team_size *size);
+
 /* End all threads; the next run starts new ones. Not beside a run. */
 void uc_pool_stop(void);
 

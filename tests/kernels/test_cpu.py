@@ -420,7 +420,40 @@ def _in_child(
     queue.put(cpu.linear(x, weight).flatten().tolist())
 
 
-def test_a_fork_starts_threads_of_its_own() -> None:
+@pytest.fixture(params=[1, 2])
+def of_torch(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Give torch this many threads; with as many as products want, they share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads where Linux shows them")
+def test_products_compute_on_the_threads_of_torch() -> None:
+    code = (
+        "import os, torch\nfrom unicomp.kernels import cpu\n"
+        "from unicomp.kernels.packed import PackedTensor, Scheme\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "torch.set_num_threads(2)\n"
+        "codes, scale = torch.ones(2000, 512, dtype=torch.int8), torch.ones(2000, 4)\n"
+        "weight = cpu.block(PackedTensor(codes, scale, None, Scheme(4, 128)), 'int4')\n"
+        "x = torch.ones(4, 512)\n"
+        "torch.ones(1 << 20).add(1)\n"
+        "before = count()\n"
+        "shared = cpu.linear(x, weight)\n"
+        "print(count() - before)\n"
+        "cpu.set_threads(4)\n"
+        "own = cpu.linear(x, weight)\n"
+        "print(count() - before, torch.equal(own, shared), bool((own == 512).all()))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout.splitlines() == ["0", "3 True True"], answer.stderr
+
+
+def test_a_fork_starts_threads_of_its_own(of_torch: int) -> None:
     draw = Draw(15)
     weight = cpu.block(draw.weight("int4", 2000, 512, 128), "int4")
     x = draw.normal(1, 512)
@@ -436,7 +469,7 @@ def test_a_fork_starts_threads_of_its_own() -> None:
     assert cpu.linear(x, weight).flatten().tolist() == wanted
 
 
-def test_products_beside_each_other() -> None:
+def test_products_beside_each_other(of_torch: int) -> None:
     draw = Draw(16)
     weight = cpu.block(draw.weight("int4", 1000, 512, 128), "int4")
     x = draw.normal(3, 512)
@@ -445,6 +478,7 @@ def test_products_beside_each_other() -> None:
     wrong: list[int] = []
 
     def many() -> None:
+        torch.set_num_threads(of_torch)
         for turn in range(200):
             if not torch.equal(cpu.linear(x, weight), wanted):
                 wrong.append(turn)
