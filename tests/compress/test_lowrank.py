@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unicomp.compress.lowrank import leading
+from unicomp.compress.lowrank import leading, spectrum
 
 
 def matrix(kind: str, rows: int, columns: int) -> Tensor:
@@ -68,3 +68,15 @@ def test_less_than_the_rank_asked_for_is_no_trouble() -> None:
     assert torch.isfinite(v).all()
     torch.testing.assert_close(u * values @ v, whole, atol=2e-3, rtol=1e-3)
     assert not leading(torch.zeros(600, 600), 50, seed=0)[1].any()
+
+
+@pytest.mark.parametrize("kind", ["noise", "decaying"])
+@pytest.mark.parametrize("rank", [1, 16, 64, 300, 700])
+def test_a_spectrum_is_near_the_exact_one(kind: str, rank: int) -> None:
+    whole = matrix(kind, 700, 900)
+    exact = torch.linalg.svdvals(whole.double())[:rank].square()
+    found = spectrum(whole, rank, seed=0)
+    assert found.shape == (rank,)
+    assert float(found.sum()) == pytest.approx(float(exact.sum()), rel=0.05)
+    if rank > 700 / 8:
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5 * float(exact[0]))
