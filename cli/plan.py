@@ -4,11 +4,12 @@ import re
 from typing import TYPE_CHECKING
 
 from unicomp import size
-from unicomp.cli import show
+from unicomp.cli import shape, show
 from unicomp.cli.options import Json, MaxMemory, Quiet, RecipeModel, RecipeName, Set
 
 if TYPE_CHECKING:
     from unicomp.kernels.packed import Scheme
+    from unicomp.recipes.pipeline import Pipeline
     from unicomp.recipes.plan import Fate, Plan
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -27,17 +28,33 @@ def plan(
     Example: unicomp plan quickstart builtin:tinyworld
     """
     from unicomp.recipes.load import read
-    from unicomp.recipes.plan import plan as make
+    from unicomp.recipes.pipeline import plan as make
 
     loaded, text = read(recipe, overrides=set_ or [])
     show_plan(make(loaded, model=model, text=None if set_ else text, max_memory=max_memory), json)
 
 
-def show_plan(found: "Plan", json: bool) -> None:
-    """Write a plan to stdout."""
+def show_plan(found: "Plan | Pipeline", json: bool) -> None:
+    """Write a plan to stdout; of several passes one after the other."""
     if json:
         show.json(found.to_json())
         return
+    from unicomp.recipes.cutting import CutPlan
+    from unicomp.recipes.plan import Plan
+
+    if isinstance(found, Plan):
+        _show_pass(found)
+        return
+    if len(found.passes) > 1:
+        show.text(shape.passes(found))
+    for one in found.passes:
+        if isinstance(one, CutPlan):
+            shape.show_cut(one)
+        else:
+            _show_pass(one)
+
+
+def _show_pass(found: "Plan") -> None:
     rows = [
         (
             name,

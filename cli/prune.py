@@ -21,7 +21,9 @@ Method = Annotated[
     str,
     stage.method(
         VERB,
-        "How zeros are chosen; all but `magnitude` need `--calibration`. Default: sparsegpt.",
+        "What goes: `magnitude`, `wanda`, `sparsegpt` make zeros in shapes that stay; `width`, "
+        "`depth`, `heads`, `experts` make shapes smaller. All but `magnitude` need "
+        "`--calibration`. Default: sparsegpt.",
     ),
 ]
 
@@ -40,7 +42,7 @@ def prune(
     quiet: Quiet = False,
     **words: Any,
 ) -> None:
-    """Make weights of the linear layers zero; shapes, bytes and speed stay as they are.
+    """Make weights zero, where shapes, bytes and speed stay; or make the model's shapes smaller.
 
     Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
     unicomp prune builtin:tinyworld --out out/sparse --sparsity 2:4 --calibration builtin:tinyworld

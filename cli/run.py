@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unicomp import size
-from unicomp.cli import delta, show
+from unicomp.cli import delta, shape, show
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -26,6 +26,7 @@ from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest, Module
+    from unicomp.recipes.pipeline import Pipeline
     from unicomp.recipes.plan import Plan
 
 INTERRUPTED = 130
@@ -50,7 +51,7 @@ def run(
     """
     require(out, device, dry_run)
     from unicomp.recipes.load import read
-    from unicomp.recipes.plan import plan
+    from unicomp.recipes.pipeline import plan
 
     loaded, text = read(recipe, overrides=set_ or [])
     if loaded.stages[0].verb == delta.VERB:
@@ -74,12 +75,14 @@ def require(out: Path | None, device: str, dry_run: bool) -> None:
         raise UnsupportedError(f"cannot compute on device `{device}`", hint="use `--device cpu`")
 
 
-def carry_out(found: "Plan", out: Path, *, overwrite: bool, resume: bool, json: bool) -> None:
+def carry_out(
+    found: "Plan | Pipeline", out: Path, *, overwrite: bool, resume: bool, json: bool
+) -> None:
     """Run a plan, show how it goes, and write what came of it to stdout.
 
     Raises typer.Exit with 130 if the user interrupts it.
     """
-    from unicomp.recipes.run import run as start
+    from unicomp.recipes.pipeline import run as start
 
     try:
         with show.progress() as progress:
@@ -102,14 +105,21 @@ def _show(made: "Manifest", out: Path) -> None:
     sparse = [module for module in modules.values() if module.sparsity is not None]
     zeros = sum(module.sparsity or 0.0 for module in sparse) / max(len(sparse), 1)
     totals = made.totals
-    facts = [
-        ("output", str(out)),
-        ("linears quantized", f"{len(packed)} of {len(modules)}")
-        if packed or not sparse
-        else ("linears pruned", f"{len(sparse)} of {len(modules)}, {zeros:.2%} zeros on average"),
+    facts = [("output", str(out)), *shape.facts(made)]
+    if sparse or packed or len(facts) == 1:
+        done = (
+            ("linears quantized", f"{len(packed)} of {len(modules)}")
+            if packed or not sparse
+            else (
+                "linears pruned",
+                f"{len(sparse)} of {len(modules)}, {zeros:.2%} zeros on average",
+            )
+        )
+        plain = "magnitude" if sparse else "round-to-nearest"
+        facts += [done, ("output error", _errors(packed or sparse, plain))]
+    facts += [
         ("bytes", f"{size.show(totals.bytes_in)} -> {size.show(totals.bytes_out)}"),
         ("bits per weight", f"{totals.bits_per_weight:.3f}"),
-        ("output error", _errors(packed or sparse, "magnitude" if sparse else "round-to-nearest")),
         ("time", show.duration(sum(stage.seconds for stage in made.stages))),
         ("peak memory", size.show(max(stage.peak_rss_bytes for stage in made.stages))),
     ]

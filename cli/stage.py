@@ -62,7 +62,7 @@ def run_stage(
     """
     require(out, device, dry_run)
     from unicomp.recipes.load import from_options
-    from unicomp.recipes.plan import plan
+    from unicomp.recipes.pipeline import plan
 
     recipe = from_options(
         verb,

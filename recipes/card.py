@@ -1,10 +1,11 @@
 """Manifest + report -> model card: what was done, from what, what it cost, how to load it."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from unicomp.manifest import CalibrationPart, Manifest
-from unicomp.recipes.plan import Plan
+from unicomp.recipes.schema import Recipe
 
 PLAIN = """```python
 # pip install transformers
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 ```"""
+SPEEDS = {"prefill_tokens_per_s": "prefill", "decode_tokens_per_s": "decode"}
 LOAD = {
     "compressed-tensors": """```python
 # pip install transformers compressed-tensors
@@ -31,7 +33,23 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 }
 
 
-def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) -> str:
+class Made(Protocol):
+    """What a card asks of the plan of the last pass."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked."""
+
+    @property
+    def loaders(self) -> Mapping[str, str | None]:
+        """Loader -> why it does not take the output; None: it does."""
+
+    @property
+    def schemes(self) -> Mapping[str, Any]:
+        """Module -> how it is quantized."""
+
+
+def write(plan: Made, manifest: Manifest, report: dict[str, Any] | None = None) -> str:
     """Return the text of `README.md` for an output folder.
 
     report  `report.json` as plain values, where the model was scored
@@ -54,12 +72,13 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         "",
         "| | before | after |",
         "|---|---:|---:|",
+        *_sizes(manifest),
         f"| tensors, bytes | {totals.bytes_in:,} | {totals.bytes_out:,} |",
-        f"| bits per weight | {8 * totals.bytes_in / totals.params:.2f} "
+        f"| bits per weight | {8 * totals.bytes_in / (totals.params_in or totals.params):.2f} "
         f"| {totals.bits_per_weight:.2f} |",
         "",
         f"Of {len(stage.modules)} linears {len(stage.modules) - len(kept)} are quantized, "
-        f"{len(sparse)} pruned. Options: "
+        f"{_pruned(manifest, len(sparse))}. Options: "
         + ", ".join(f"{one.verb}: `{json.dumps(one.options)}`" for one in manifest.stages)
         + ".",
     ]
@@ -72,6 +91,8 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         ]
         if len(text.parts) > 1:
             lines += ["", *(_part(part) for part in text.parts)]
+    if any(one.shape is not None for one in manifest.stages):
+        lines += ["", _speed(report)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
     if fallbacks or manifest.notes:
@@ -94,6 +115,44 @@ def write(plan: Plan, manifest: Manifest, report: dict[str, Any] | None = None) 
         "",
     ]
     return "\n".join(lines)
+
+
+def _sizes(manifest: Manifest) -> list[str]:
+    """Return the rows of what became smaller: parameters, and the sizes that changed."""
+    totals = manifest.totals
+    shapes = [one.shape for one in manifest.stages if one.shape is not None]
+    if not shapes:
+        return []
+    rows = [f"| parameters | {totals.params_in or totals.params:,} | {totals.params:,} |"]
+    for name, size in shapes[0].before.items():
+        after = shapes[-1].after.get(name, size)
+        if after != size:
+            rows.append(f"| {name.replace('_', ' ')} | {size:,} | {after:,} |")
+    return rows
+
+
+def _pruned(manifest: Manifest, sparse: int) -> str:
+    shapes = [one for one in manifest.stages if one.shape is not None]
+    if not shapes:
+        return f"{sparse} pruned"
+    refitted = sum(one.error_after is not None for one in shapes[-1].modules.values())
+    return f"{sparse} have zeros, {refitted} are refitted to a smaller shape"
+
+
+def _speed(report: dict[str, Any] | None) -> str:
+    """Say what the smaller shape gains at run time: what was measured, or that nothing was."""
+    said = []
+    for score in [] if report is None else report["scores"]:
+        name = score["name"].rpartition("/")[2]
+        if name not in SPEEDS or score["status"] != "measured" or not score["baseline"]:
+            continue
+        said.append(
+            f"{SPEEDS[name]} {score['value']:.4g} tokens/s where the base has "
+            f"{score['baseline']:.4g} ({score['value'] / score['baseline']:.2f} times)"
+        )
+    if not said:
+        return "Speed: not measured; `unicomp score` does, on the axis `efficiency`."
+    return f"Speed, measured on the machine that made it: {'; '.join(said)}."
 
 
 def _part(part: CalibrationPart) -> str:

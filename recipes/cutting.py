@@ -181,7 +181,7 @@ def describe_shape(axes: Axes, shape: Shape) -> dict[str, Any]:
 
 def plan_cut(
     recipe: Recipe,
-    text: str,
+    text: str | None,
     source: Source,
     checkpoint: Checkpoint,
     dense: DenseSource,
@@ -211,7 +211,7 @@ def plan_cut(
     rate = measured_rate()
     return CutPlan(
         recipe=recipe,
-        text=text,
+        text=recipe.dump() if text is None else text,
         stage=stage,
         method=method,
         source=source,

@@ -268,18 +268,39 @@ def plan(
     Raises RecipeError or UnicompError where the recipe cannot be carried out on this model or
     within `max_memory`.
     """
+    source = find_source(recipe, model)
+    checkpoint = Checkpoint.open(source.folder)
+    return plan_source(recipe, text, source, checkpoint, open_dense(checkpoint), max_memory)
+
+
+def find_source(recipe: Recipe, model: str | None) -> Source:
+    """Return where the model is: the one given, else the recipe's; UnicompError without any."""
     wanted = model or recipe.model
     if wanted is None:
         raise UnicompError(
             "the recipe names no model", hint="add `model:`, or give MODEL on the command line"
         )
+    return resolve(wanted)
+
+
+def plan_source(
+    recipe: Recipe,
+    text: str | None,
+    source: Source,
+    checkpoint: Checkpoint,
+    dense: DenseSource,
+    max_memory: int | None,
+) -> Plan:
+    """Work out what a recipe does to plain weights, of which names and shapes are enough.
+
+    dense  the weights of `checkpoint`, or what an earlier stage will make of them
+
+    Raises as `plan` does.
+    """
     pruning, stage = _stages(recipe)
     method = _layer_method(stage)
     asked = method if pruning is None else pruning.options
     pruner = asked if isinstance(asked, PruneMethod) else None
-    source = resolve(wanted)
-    checkpoint = Checkpoint.open(source.folder)
-    dense = open_dense(checkpoint)
     description = describe(dense.config, dense.tensors)
     if recipe.calibration is not None:
         text_settled = recipe.calibration.settled(context_length(dense.config))
@@ -298,7 +319,7 @@ def plan(
     targets = {name for name, fate in fates.items() if fate.scheme or fate.sparsity}
     if not targets:
         raise _nothing(method, fates)
-    scored, held_out = _scored(recipe, source)
+    scored, held_out = what_is_scored(recipe, source)
     # GPT-2's Conv1D has no product in bfloat16 of its own here.
     plain = not any(linear.transposed for linear in description.linears())
     half = plain and _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
@@ -346,7 +367,7 @@ def plan(
     )
 
 
-def _scored(recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None]:
+def what_is_scored(recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None]:
     """Return the axes to score after the run, and the text for those that read one."""
     if source.id.startswith("builtin:"):
         reads = any(axis in READING for axis in recipe.score)
@@ -359,20 +380,24 @@ def _stages(recipe: Recipe) -> tuple[Stage | None, Stage]:
     if len(recipe.stages) == 1:
         return None, recipe.stages[0]
     first, last = recipe.stages[0], recipe.stages[-1]
-    prune, quantize = first.options, last.options
-    if (
-        len(recipe.stages) == 2
-        and isinstance(prune, PruneMethod)
-        and isinstance(quantize, QuantizeMethod)
-        and not prune.spread()
-        and (Need.HESSIAN in quantize.wants() or not prune.wants())
-    ):
+    if len(recipe.stages) == 2 and fuse(first, last):
         return first, last
     words = ", ".join(f"{stage.verb}: {stage.method}" for stage in recipe.stages)
     raise UnsupportedError(
         f"these stages cannot be carried out in one run: {words}",
         hint="run them one after another, each on the folder that the last one made; "
         "`prune` and then `quantize: gptq` go together",
+    )
+
+
+def fuse(first: Stage, last: Stage) -> bool:
+    """Tell whether two stages go in one pass: zeros and grid chosen together."""
+    prune, quantize = first.options, last.options
+    return (
+        isinstance(prune, PruneMethod)
+        and isinstance(quantize, QuantizeMethod)
+        and not prune.spread()
+        and (Need.HESSIAN in quantize.wants() or not prune.wants())
     )
 
 
@@ -451,6 +476,7 @@ def _fates(
             yield _kept(dense, model, name)
 
 
+GATES = "gates are kept in the recipe but not decided yet"
 UNSTRUCTURED = (
     "zeros take as many bytes as other weights, and no runtime named here skips single ones: "
     "neither the file nor the model gets smaller or faster by them"
@@ -565,7 +591,7 @@ def _notes(
             f"`unicomp score OUT --baseline {source.id} --text FILE`"
         )
     if recipe.gates:
-        yield "gates are kept in the recipe but not decided yet"
+        yield GATES
 
 
 def working_folder(out: Path) -> Path:

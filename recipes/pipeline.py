@@ -1,0 +1,313 @@
+"""A recipe's stages in order, each on what the one before it made; the last one is published.
+
+Stages that go together are one pass over the model (`recipes.plan.fuse`); structured pruning is a
+pass of its own. Later passes are planned on the names and shapes that the earlier ones will leave,
+so that what cannot be carried out is said before any work. The passes' folders lie in the working
+folder, each with its own journal; the working folder's says which passes are done, so that an
+interrupted run goes on in the pass, and in the layer, where it stopped. Only the last folder is
+scored, against the source, and has a manifest of all stages.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unicomp import __version__, manifest
+from unicomp.checkpoint import Checkpoint
+from unicomp.compress.cut_method import CutMethod
+from unicomp.compress.method import QuantizeMethod
+from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.hub import Source
+from unicomp.kernels.dense import DenseSource, open_dense
+from unicomp.manifest import Manifest
+from unicomp.recipes import card
+from unicomp.recipes import plan as plans
+from unicomp.recipes import run as runs
+from unicomp.recipes.cut_run import run_cut
+from unicomp.recipes.cutting import CutPlan, plan_cut
+from unicomp.recipes.journal import FOLDER as JOURNAL
+from unicomp.recipes.journal import Journal
+from unicomp.recipes.plan import Plan, working_folder
+from unicomp.recipes.prepare import score_output
+from unicomp.recipes.run import Progress, Show
+from unicomp.recipes.schema import Recipe, Stage
+from unicomp.writer import check_target, publish, write_file
+
+Pass = Plan | CutPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Passes over a model, one after another.
+
+    text      recipe text as written, or as its defaults make it
+    passes    their plans; but for the first one on what the one before will leave
+    scored    axes that the result is scored on, against the source
+    held_out  the text to score on; None: there is none
+    """
+
+    recipe: Recipe
+    text: str
+    source: Source
+    passes: tuple[Pass, ...]
+    max_memory: int | None
+    scored: tuple[str, ...]
+    held_out: str | None
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What is carried out, in order."""
+        return [stage for one in self.passes for stage in one.stages]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the output."""
+        return self.passes[-1].params
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of all tensors of the source."""
+        return self.passes[0].bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors of the output."""
+        return self.passes[-1].bytes_out
+
+    @property
+    def peak_host_bytes(self) -> int:
+        """The forecast of the process's greatest resident size."""
+        return max(one.peak_host_bytes for one in self.passes)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Most that the run takes on disk: a pass, and what the one before it made."""
+        before = [0, *(one.bytes_out for one in self.passes)]
+        return max(one.disk_bytes + kept for one, kept in zip(self.passes, before, strict=False))
+
+    @property
+    def seconds(self) -> float:
+        """The forecast of all passes together."""
+        return sum(one.seconds for one in self.passes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must know, each thing once."""
+        return tuple(dict.fromkeys(note for one in self.passes for note in one.notes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values: of several passes, each under `passes`."""
+        parts = [one.to_json() for one in self.passes]
+        if len(parts) == 1:
+            return parts[0]
+        return {
+            "schema": "unicomp.plan/1",
+            "source": parts[0]["source"],
+            "architecture": parts[0]["architecture"],
+            "stages": [stage for part in parts for stage in part["stages"]],
+            "format": self.recipe.format,
+            "params": self.params,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "bits_per_weight": 8 * self.bytes_out / self.params,
+            "peak_host_bytes": self.peak_host_bytes,
+            "disk_bytes": self.disk_bytes,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "passes": parts,
+        }
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    text: str | None = None,
+    max_memory: int | None = None,
+) -> Plan | Pipeline:
+    """Work out what a recipe of any stages does to a model, from headers only.
+
+    As `recipes.plan.plan`, to which it leaves a recipe that is one pass.
+
+    Raises RecipeError or UnicompError where a stage cannot be carried out on what the ones before
+    it leave, or not within `max_memory`.
+    """
+    passes = _passes(recipe)
+    if len(passes) == 1 and not isinstance(passes[0][0].options, CutMethod):
+        return plans.plan(recipe, model=model, text=text, max_memory=max_memory)
+    source = plans.find_source(recipe, model)
+    checkpoint = Checkpoint.open(source.folder)
+    dense = open_dense(checkpoint)
+    made: list[Pass] = []
+    for stages in passes:
+        one = _plan(_part(recipe, stages, stages == passes[-1]), source, dense, max_memory)
+        made.append(one)
+        dense = one.result() if isinstance(one, CutPlan) else replace(dense, notes=())
+    scored, held_out = plans.what_is_scored(recipe, source)
+    if recipe.gates:
+        made[-1] = replace(made[-1], notes=(*made[-1].notes, plans.GATES))
+    return Pipeline(
+        recipe=recipe,
+        text=recipe.dump() if text is None else text,
+        source=source,
+        passes=tuple(made),
+        max_memory=max_memory,
+        scored=scored,
+        held_out=held_out,
+    )
+
+
+def _passes(recipe: Recipe) -> list[tuple[Stage, ...]]:
+    """Put stages that go together into one pass; UnsupportedError for an order that makes none."""
+    found: list[tuple[Stage, ...]] = []
+    for stage in recipe.stages:
+        if found and isinstance(found[-1][-1].options, QuantizeMethod):
+            raise UnsupportedError(
+                f"`{stage.verb}: {stage.method}` after `quantize` would undo it",
+                hint="put `quantize` last",
+            )
+        if found and len(found[-1]) == 1 and plans.fuse(found[-1][0], stage):
+            found[-1] = (*found[-1], stage)
+        else:
+            found.append((stage,))
+    return found
+
+
+def _part(recipe: Recipe, stages: tuple[Stage, ...], last: bool) -> Recipe:
+    """Return the recipe of one pass; scores and gates are the whole recipe's."""
+    without: dict[str, Any] = {"stages": stages, "score": (), "gates": ()}
+    return recipe.model_copy(update=without if last else without | {"target": ()})
+
+
+def _plan(recipe: Recipe, source: Source, dense: DenseSource, max_memory: int | None) -> Pass:
+    make = plan_cut if isinstance(recipe.stages[0].options, CutMethod) else plans.plan_source
+    return make(recipe, None, source, dense.checkpoint, dense, max_memory)
+
+
+def run(
+    plan: Plan | Pipeline,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Show = lambda _: None,
+) -> Manifest:
+    """Carry out a plan; the output stands under its name only when whole.
+
+    As `recipes.run.run`, to which it leaves a plan of one pass.
+
+    Raises UnicompError for whatever the user can mend; what was done so far then stays in
+    `<out>.partial`, unless nothing was.
+    """
+    if isinstance(plan, Plan):
+        return runs.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    check_target(out, overwrite=overwrite)
+    folder = working_folder(out)
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    fresh = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnicompError(
+            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
+        ) from error
+    hashes = plan.passes[0].checkpoint.sha256()
+    with Journal(folder, _fingerprint(plan, hashes)) as journal:
+        try:
+            made = _carry_out(plan, journal, progress)
+            last = journal.folder / str(len(plan.passes))
+            found = _finish(plan, last, made, hashes, out.name, progress)
+        except BaseException:
+            if fresh and not _worked(journal):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        publish(last, out, overwrite=overwrite)
+    shutil.rmtree(folder)
+    return found
+
+
+def _worked(journal: Journal) -> bool:
+    """Tell whether there is anything to resume."""
+    return bool(journal.entries) or any(path.is_dir() for path in journal.folder.iterdir())
+
+
+def _fingerprint(plan: Pipeline, hashes: dict[str, str]) -> dict[str, Any]:
+    return {
+        "unicomp": __version__,
+        "recipe": sha256(plan.text.encode()).hexdigest(),
+        "plan": [one.sha256 for one in plan.passes],
+        "source": sha256(repr(sorted(hashes.items())).encode()).hexdigest(),
+        "torch": torch.__version__,
+    }
+
+
+def _carry_out(plan: Pipeline, journal: Journal, progress: Show) -> list[Manifest]:
+    """Carry out the passes that are left; return the manifests of all."""
+    made = [Manifest.model_validate(entry["made"]) for entry in journal.entries]
+    for number, planned in enumerate(plan.passes):
+        folder = journal.folder / str(number + 1)
+        before = journal.folder / str(number)
+        if number < len(made):
+            continue
+        if number:
+            source = replace(plan.source, folder=before)
+            checkpoint = Checkpoint.open(before)
+            planned = _plan(planned.recipe, source, open_dense(checkpoint), plan.max_memory)
+        shutil.rmtree(folder, ignore_errors=True)
+        carry_out = run_cut if isinstance(planned, CutPlan) else runs.run
+        found = carry_out(planned, folder, progress=progress)  # type: ignore[operator]
+        journal.append({"made": found.to_json()})
+        made.append(found)
+        shutil.rmtree(before, ignore_errors=True)
+    return made
+
+
+def _finish(
+    plan: Pipeline,
+    folder: Path,
+    made: Sequence[Manifest],
+    hashes: dict[str, str],
+    name: str,
+    progress: Show,
+) -> Manifest:
+    """Let the last folder's manifest, recipe, scores and card speak of all passes."""
+    first, last = made[0], made[-1]
+    write_file(folder / "recipe.yaml", plan.text.encode())
+    start = plan.passes[0]
+    params = start.params_in if isinstance(start, CutPlan) else start.params
+    totals = last.totals.model_copy(
+        update={
+            "bytes_in": first.totals.bytes_in,
+            "params_in": None if params == last.totals.params else params,
+        }
+    )
+    whole = last.model_copy(
+        update={
+            "source": first.source,
+            "recipe_sha256": sha256(plan.text.encode()).hexdigest(),
+            "calibration": next((one.calibration for one in made if one.calibration), None),
+            "stages": [stage for one in made for stage in one.stages],
+            "totals": totals,
+            "files": manifest.hashes(folder),
+            "seeds": {key: seed for one in made for key, seed in one.seeds.items()},
+            "notes": list(plan.notes),
+        }
+    )
+    manifest.write(folder, whole)
+
+    def step(what: str, done: int, total: int) -> None:
+        progress(Progress("score", done, total, what))
+
+    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
+    write_file(folder / "README.md", card.write(plan.passes[-1], whole, report).encode())
+    problems = manifest.verify(folder)
+    if problems:
+        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+    return whole
