@@ -19,6 +19,8 @@ from torch import Tensor
 from unicomp.kernels.delta import Layout
 
 STEPS = 80  # halvings of the price's range
+SLACK = 1.1  # what a rank may gain more than the random decomposition says
+NOTHING = 1e-6  # of an error: not worth looking for
 
 # What rounding takes of a rank's gain: int8 with a scale per vector, and float16.
 ROUNDING = {True: 2e-4, False: 2e-7}
@@ -58,6 +60,32 @@ class Weight:
     def least(self) -> int:
         """Return the bytes of its smallest choice."""
         return min(self.nbytes(choice.layout) for choice in self.choices)
+
+
+def settled(shape: tuple[int, int], choice: Choice, most: int, others: Sequence[Choice]) -> bool:
+    """Say whether no rank of a choice beyond those known is ever bought.
+
+    choice  of one matrix; its next ranks gain at most what its last known one does
+    most    ranks that it may have
+    others  with more planes
+
+    So it is where a line from the last known rank to another choice runs, in bytes and errors,
+    below all that the unknown ranks could reach: prices then jump over them.
+    """
+    known, cost = len(choice.gains), choice.layout.rank_bytes(shape)
+    if known >= most:
+        return True
+    nbytes = choice.layout.nbytes(shape) + known * cost
+    error = choice.error - float(choice.gains.sum())
+    next_gain = SLACK * float(choice.gains[-1])
+    least = error - (most - known) * next_gain
+    if error - least <= NOTHING * choice.error:
+        return True
+    return any(
+        other.error <= least
+        and (error - other.error) * cost >= next_gain * (other.layout.nbytes(shape) - nbytes)
+        for other in others
+    )
 
 
 def gains(values: Tensor, *, int8: bool) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unicomp import __version__, machine, mixture, text
 from unicomp.checkpoint import Checkpoint, check_finite
-from unicomp.compress.allocate import Choice, Weight, allocate, gains, total
+from unicomp.compress.allocate import Choice, Weight, allocate, gains, settled, total
 from unicomp.compress.decompose import inner
 from unicomp.compress.lowrank import spectrum
 from unicomp.compress.method import DeltaMethod
@@ -56,6 +56,7 @@ from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write
 
 LAYER = re.compile(r"\.(\d+)\.")
 ONE_FILE = 1 << 62
+FEW = 64  # ranks that are looked at first
 SCALES = "scales.safetensors"  # trained ones, in the journal's folder
 
 
@@ -328,17 +329,24 @@ def _weigh(work: _Work, name: str) -> dict[str, Any]:
     squares: dict[int, list[Tensor]] = {}
     for index in range(count):
         delta = _delta(work.plan, own, name, index)
-        for key, layout in tried.items():
+        others: list[Choice] = []
+        for key, layout in reversed(tried.items()):  # most planes first
             rest = delta
             if layout.planes:
                 rest = method.solve(delta, layout, 0).decode().neg_().add_(delta)
-            errors[key] += inner(rest, rest)
-            if len(squares.setdefault(layout.planes, [])) > index:
+            error = inner(rest, rest)
+            errors[key] += error
+            found = squares.setdefault(layout.planes, [])
+            if len(found) > index:
                 continue  # a scale per row or per tensor leaves much the same singular values
             most = int(1.5 * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
             most = min(most + 1, *shape)
-            own_squares = spectrum(rest, most, seed=_seed(method, name))
-            squares[layout.planes].append(own_squares)
+            few = len(found[0]) if found else min(FEW, most)
+            ranks = spectrum(rest, few, seed=_seed(method, name))
+            if not found and not settled(shape, Choice(layout, error, ranks), most, others):
+                ranks = spectrum(rest, most, seed=_seed(method, name))
+            found.append(ranks)
+            others.append(Choice(layout, error, ranks))
     sums = {str(planes): total(parts).tolist() for planes, parts in squares.items()}
     return {"weigh": name, "errors": list(errors.values()), "squares": sums}
 

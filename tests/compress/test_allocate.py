@@ -1,12 +1,14 @@
 """The allocation beside every other there is, on problems small enough to try them all."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import pytest
 import torch
 
-from unicomp.compress.allocate import Choice, Weight, allocate, gains
+from unicomp.compress.allocate import Choice, Weight, allocate, gains, settled
+from unicomp.compress.decompose import How, decompose
 from unicomp.kernels.delta import Layout
 
 
@@ -60,3 +62,42 @@ def test_below_the_least_is_refused() -> None:
         allocate([own], own.least() - 1)
     assert allocate([own], own.least()) == [Layout(1, False, 0, True)]
     assert allocate([], 0) == []
+
+
+SHAPE, FEW, MOST = (256, 384), 16, 56  # 56 ranks take half as much again as an eighth
+
+
+@cache
+def noise(seed: int, low: float) -> list[Choice]:
+    """What planes leave of noise and a part of low rank, with its leading singular values."""
+    draw = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(SHAPE[0], 3, generator=draw), torch.randn(3, SHAPE[1], generator=draw)
+    delta = torch.randn(SHAPE, generator=draw) + low * left @ right
+    found = []
+    for planes in (0, 1, 2):
+        layout = Layout(planes, False, 0, True)
+        rest = delta - decompose(delta, layout, How()).decode()
+        values = torch.linalg.svdvals(rest.double())[:MOST]
+        found.append(Choice(layout, float(rest.square().sum()), gains(values, int8=True)))
+    return found
+
+
+@pytest.mark.parametrize("budget", range(20_000, 110_000, 10_000))
+def test_ranks_that_are_settled_are_not_missed(budget: int) -> None:
+    whole, known, cut = [], [], 0
+    for seed, low in ((1, 0.0), (2, 0.1), (3, 0.5)):
+        choices = noise(seed, low)
+        few = [replace(own, gains=own.gains[:FEW]) for own in choices]
+        settle = [settled(SHAPE, own, MOST, few[place + 1 :]) for place, own in enumerate(few)]
+        cut += sum(settle)
+        kept = zip(few, choices, settle, strict=True)
+        whole.append(Weight(SHAPE, choices))
+        known.append(Weight(SHAPE, [short if end else long for short, long, end in kept]))
+    assert cut >= 3
+    assert not settled(SHAPE, few[-1], MOST, [])  # of the most planes, none is
+    one, other = allocate(whole, budget), allocate(known, budget)
+    errors = [
+        sum(error(weight, layout) for weight, layout in zip(whole, found, strict=True))
+        for found in (one, other)
+    ]
+    assert errors[1] <= errors[0] + 0.002 * sum(weight.choices[0].error for weight in whole)
