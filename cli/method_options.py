@@ -20,7 +20,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -92,7 +92,11 @@ def of_verb(verb: str, folder: Path = COMPRESS) -> tuple[Option, ...]:
     ]
     for method, path, wanted in sources:
         for option, default in _fields(path, wanted):
-            options.setdefault(option.name, option).defaults[method] = default
+            known = options.setdefault(option.name, option)
+            if not set(option.choices) <= set(known.choices):
+                words = tuple(dict.fromkeys((*known.choices, *option.choices)))
+                known = options[option.name] = replace(known, choices=words)
+            known.defaults[method] = default
     return tuple(options.values())
 
 
@@ -180,6 +184,9 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if wanted is None:
+        for name, file in _inherited(tree, classes):
+            yield from _fields(file, name)
     for node in list(classes.values()) if wanted is None else _with_bases(wanted, classes):
         for statement in node.body:
             if not isinstance(statement, ast.AnnAssign) or not isinstance(
@@ -195,6 +202,17 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
             choices = _choices(statement.annotation, tree)
             optional = TYPES.get(ast.unparse(statement.annotation).removesuffix(" | None"), str)
             yield Option(name, description, choices, optional), _default(call, words)
+
+
+def _inherited(tree: ast.Module, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[str, Path]]:
+    """Yield the bases that a method's file imports of ours, but those that its verb's class is."""
+    bases = {ast.unparse(base) for node in classes.values() for base in node.bases}
+    for node in tree.body:
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("unicomp."):
+            continue
+        path = ROOT.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
+        if path != COMPRESS / "method.py":
+            yield from ((one.name, path) for one in node.names if one.name in bases)
 
 
 def _with_bases(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:

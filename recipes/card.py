@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from unicomp.evaluate.cost.gain import Gain
 from unicomp.manifest import CalibrationPart, Manifest
 from unicomp.recipes.schema import Recipe
 
@@ -14,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 ```"""
-SPEEDS = {"prefill_tokens_per_s": "prefill", "decode_tokens_per_s": "decode"}
 LOAD = {
     "compressed-tensors": """```python
 # pip install transformers compressed-tensors
@@ -49,10 +49,16 @@ class Made(Protocol):
         """Module -> how it is quantized."""
 
 
-def write(plan: Made, manifest: Manifest, report: dict[str, Any] | None = None) -> str:
+def write(
+    plan: Made,
+    manifest: Manifest,
+    report: dict[str, Any] | None = None,
+    gain: Gain | None = None,
+) -> str:
     """Return the text of `README.md` for an output folder.
 
     report  `report.json` as plain values, where the model was scored
+    gain    how much faster than its source it runs, where that was measured
     """
     stage = manifest.stages[-1]
     totals = manifest.totals
@@ -92,7 +98,7 @@ def write(plan: Made, manifest: Manifest, report: dict[str, Any] | None = None) 
         if len(text.parts) > 1:
             lines += ["", *(_part(part) for part in text.parts)]
     if any(one.shape is not None for one in manifest.stages):
-        lines += ["", _speed(report)]
+        lines += ["", _speed(gain)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
     if fallbacks or manifest.notes:
@@ -139,20 +145,21 @@ def _pruned(manifest: Manifest, sparse: int) -> str:
     return f"{sparse} have zeros, {refitted} are refitted to a smaller shape"
 
 
-def _speed(report: dict[str, Any] | None) -> str:
+def _speed(gain: Gain | None) -> str:
     """Say what the smaller shape gains at run time: what was measured, or that nothing was."""
+    if gain is None:
+        return "Speed: not measured; `unicomp bench model` measures one model after the other."
     said = []
-    for score in [] if report is None else report["scores"]:
-        name = score["name"].rpartition("/")[2]
-        if name not in SPEEDS or score["status"] != "measured" or not score["baseline"]:
-            continue
+    for word, rates in (("prefill", gain.prefill), ("decode", gain.decode)):
+        found, (middle, least, most) = rates.to_json(), rates.gain
         said.append(
-            f"{SPEEDS[name]} {score['value']:.4g} tokens/s where the base has "
-            f"{score['baseline']:.4g} ({score['value'] / score['baseline']:.2f} times)"
+            f"{word} {found['model']:.4g} tokens/s, the base {found['baseline']:.4g}: "
+            f"{middle:.2f} times ({least:.2f} to {most:.2f})"
         )
-    if not said:
-        return "Speed: not measured; `unicomp score` does, on the axis `efficiency`."
-    return f"Speed, measured on the machine that made it: {'; '.join(said)}."
+    return (
+        f"Speed, measured in turn on the machine that made it, {gain.prompt_tokens} tokens in and "
+        f"{gain.new_tokens} out: {'; '.join(said)}."
+    )
 
 
 def _part(part: CalibrationPart) -> str:

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from unicomp import __version__, manifest
+from unicomp import __version__, machine, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.cut_method import CutMethod
 from unicomp.compress.method import QuantizeMethod
 from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.evaluate.cost.gain import Gain, beside
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.manifest import Manifest
@@ -30,6 +31,7 @@ from unicomp.recipes import plan as plans
 from unicomp.recipes import run as runs
 from unicomp.recipes.cut_run import run_cut
 from unicomp.recipes.cutting import CutPlan, plan_cut
+from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, working_folder
@@ -39,6 +41,7 @@ from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import check_target, publish, write_file
 
 Pass = Plan | CutPlan
+SPARE = 1.5  # what models take in memory to run, as a share of their tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +308,23 @@ def _finish(
         progress(Progress("score", done, total, what))
 
     report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
-    write_file(folder / "README.md", card.write(plan.passes[-1], whole, report).encode())
+    text = card.write(plan.passes[-1], whole, report, _gain(plan, folder, progress))
+    write_file(folder / "README.md", text.encode())
     problems = manifest.verify(folder)
     if problems:
         raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     return whole
+
+
+def _gain(plan: Pipeline, folder: Path, progress: Show) -> Gain | None:
+    """Measure how much faster the result runs than its source; None where both do not fit."""
+    both = IMPORTS + SPARE * (plan.bytes_in + plan.bytes_out)
+    limit = plan.max_memory or (machine.describe()["memory_bytes"] or 0) // 2
+    if both > limit or not any(isinstance(one, CutPlan) for one in plan.passes):
+        return None
+
+    def step(done: int, total: int) -> None:
+        progress(Progress("speed", done, total, "the source and the result in turn"))
+
+    return beside(folder, plan.source.folder, progress=step)
