@@ -209,6 +209,14 @@ class Rounding(OneByOne):
         zero = self._zero[group]
         return ((updated / scale + zero).round_().clamp_(self._low, self._high) - zero) * scale
 
+    def errors(self, columns: Tensor) -> Tensor:
+        """Return what columns [in, rows] are off from the points of the grid nearest to them."""
+        found = torch.empty_like(columns)
+        for at in range(0, len(columns), nearest.STEPS):
+            some = columns[at : at + nearest.STEPS]
+            torch.sub(some, self.nearest(at, some), out=found[at : at + nearest.STEPS])
+        return found
+
     def place(self, step: int, target: Tensor, column: Tensor, kept: Tensor) -> None:
         """Round the target of one column where it is kept; the rest becomes zero."""
         scale = self._scale[self._group[step]]

@@ -20,11 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unicomp.kernels import spans
 from unicomp.kernels.packed import PackedTensor, Scheme
 
 Search = Literal["minmax", "mse", "absmean"]
 
-SPANS = 8
 BEYOND = 0.3  # of a code, in the widest span: at 0 the extreme weight would lie between two codes
 POLISH = 2
 CHUNK = 1 << 18  # weights at a time: scratch stays in a core's cache
@@ -85,6 +85,8 @@ def search(
     """
     low, high = scheme.code_range if codes is None else codes
     groups = scheme.groups(weight.shape[1])
+    if how == "mse" and spans.usable(weight):
+        return _with_kernel(weight, scheme, importance, low, high, dtype)
     scale = weight.new_empty(weight.shape[0], groups)
     zero = None if scheme.symmetric else torch.zeros_like(scale)
     for where, columns, part in grouped(weight, scheme):
@@ -105,6 +107,31 @@ def search(
             if zero is not None and offset is not None:
                 zero[rows, where] = _zero(offset, found, low, high) if how == "minmax" else offset
     return Grid(scale, zero, low, high)
+
+
+def _with_kernel(
+    weight: Tensor,
+    scheme: Scheme,
+    importance: Tensor | None,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+) -> Grid:
+    cost = torch.ones(weight.shape[1])
+    if importance is not None:
+        for _, columns, part in grouped(weight, scheme):
+            cost[columns] = _cost(importance[columns], part).flatten()
+    scale, zero = spans.search(
+        weight,
+        cost,
+        _shares(low, high),
+        group=weight.shape[1] if scheme.group_size == -1 else scheme.group_size,
+        symmetric=scheme.symmetric,
+        low=low,
+        high=high,
+        polish=POLISH,
+    )
+    return Grid(stored(scale, dtype), zero, low, high)
 
 
 def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,14 +168,13 @@ def _least_squares(
     `(sum w c)^2 / sum c c` what it takes off the error; that is what spans are compared by.
     """
     costly = part if cost is None else part * cost
-    widest = (high - low) / (high - low - 2 * BEYOND)
-    ratio = (_narrowest(high - low) / widest) ** (1 / (SPANS - 1))
+    shares = _shares(low, high)
     best = torch.full_like(scale, -1.0)
     best_scale, best_zero = scale.clone(), None if least is None else torch.zeros_like(scale)
     work, product = torch.empty_like(part), torch.empty_like(part)
-    for trial in range(SPANS + POLISH):
-        if trial < SPANS:
-            share = widest * ratio**trial
+    for trial in range(len(shares) + POLISH):
+        if trial < len(shares):
+            share = shares[trial]
             tried = scale * share
             zero = None if least is None else _zero(least * share, tried, low, high)
         else:
@@ -169,6 +195,13 @@ def _least_squares(
         if best_zero is not None and zero is not None:
             best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def _shares(low: int, high: int) -> list[float]:
+    """Return the spans to try, as shares of the one from extreme to extreme; widest first."""
+    widest = (high - low) / (high - low - 2 * BEYOND)
+    ratio = (_narrowest(high - low) / widest) ** (1 / (spans.COUNT - 1))
+    return [widest * ratio**trial for trial in range(spans.COUNT)]
 
 
 def _narrowest(steps: int) -> float:

@@ -42,20 +42,23 @@ class Factor:
     damp: float
     added: Tensor
 
-    def energy(self, columns: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """Return what the columns' rows are under the Hessian without its damping, float [rows].
+    def energies(self, *parts: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Return what the rows of each part are under the Hessian without its damping, [rows].
 
-        columns  [in, rows] in the factor's order; not modified
-        dtype    what products are computed in; None: as they are
+        parts  [in, rows] each, in the factor's order; not modified
+        dtype  what products are computed in; None: as they are
         """
-        total = columns.new_zeros(columns.shape[1])
-        given = columns.to(dtype or columns.dtype)
-        for start in range(0, columns.shape[0], PANEL):
-            stop = min(start + PANEL, columns.shape[0])
+        columns = torch.cat([part.to(dtype or part.dtype) for part in parts], 1)
+        total = parts[0].new_zeros(columns.shape[1])
+        for start in range(0, len(columns), PANEL):
+            stop = min(start + PANEL, len(columns))
             panel = self.unit[:stop, start:stop] * self.pivots[start:stop].sqrt()
-            part = (panel.to(given.dtype).T @ given[:stop]).to(columns.dtype)
-            total += part.square_().sum(0)
-        return undamped(total, columns, self.added)
+            product = (panel.to(columns.dtype).T @ columns[:stop]).to(total.dtype)
+            total += product.square_().sum(0)
+        found = total.split([part.shape[1] for part in parts])
+        return [
+            undamped(energy, part, self.added) for energy, part in zip(found, parts, strict=True)
+        ]
 
     def solve(self, columns: Tensor) -> Tensor:
         """Return the damped Hessian's inverse times columns [in, rows], in the factor's order."""
@@ -122,7 +125,7 @@ def _factorise(
     else:
         columns = torch.arange(hessian.shape[0], device=hessian.device)
     back = columns.flip(0)
-    work = hessian[back[:, None], back]
+    work = hessian.index_select(0, back).index_select(1, back)
     work.diagonal().add_(added[back])
     lower, info = torch.linalg.cholesky_ex(work)
     del work

@@ -75,3 +75,19 @@ def gram(
     threads: int,
     /,
 ) -> None: ...
+def spans(
+    weight: int,
+    cost: int,
+    shares: int,
+    scale: int,
+    zero: int,
+    rows: int,
+    columns: int,
+    group: int,
+    polish: int,
+    symmetric: bool,
+    low: int,
+    high: int,
+    threads: int,
+    /,
+) -> None: ...

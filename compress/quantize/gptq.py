@@ -129,12 +129,8 @@ class Gptq(QuantizeMethod):
         report = torch.bfloat16 if wide and machine.multiplies_bfloat16() else None
         columns = ordered(target, order)
         own = columns if target is weight else ordered(weight, order)
-        reference = factor.energy(own, dtype=report)
-        plain = grid.search(target, scheme, "minmax", dtype=dtype)
-        nearest, _ = grid.round_to(target, plain, scheme, dtype=dtype)
-        rounding = factor.energy(
-            columns - ordered(nearest.dequantize(target.dtype), order), dtype=report
-        )
+        plain = Rounding(grid.search(target, scheme, "minmax", dtype=dtype), scheme, order)
+        reference, rounding = factor.energies(own, plain.errors(columns), dtype=report)
         cost = restored(factor.pivots, order)
         likely = target
         if mask is not None:  # the grid is for what is likely to stay

@@ -12,6 +12,7 @@
 #include "nearest.h"
 #include "pool.h"
 #include "product.h"
+#include "spans.h"
 
 typedef unsigned long long address;
 
@@ -233,6 +234,37 @@ static PyObject *gram(PyObject *self, PyObject *args) {
     return PyErr_NoMemory();
 }
 
+static PyObject *spans(PyObject *self, PyObject *args) {
+    (void)self;
+    address weight, cost, shares, scale, zero;
+    Py_ssize_t rows, columns, group;
+    int polish, symmetric, low, high;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KKKKKnnniiiiI", &weight, &cost, &shares, &scale, &zero, &rows,
+                          &columns, &group, &polish, &symmetric, &low, &high, &threads))
+        return NULL;
+    if (rows < 0 || columns < 0 || group < 1 || low < -128 || high > 127 || low >= high) {
+        PyErr_SetString(PyExc_ValueError, "sizes or codes out of range");
+        return NULL;
+    }
+    const struct uc_spans own = {.rows = (size_t)rows,
+                                 .columns = (size_t)columns,
+                                 .group = (size_t)group,
+                                 .weight = AT(const float, weight),
+                                 .cost = AT(const float, cost),
+                                 .shares = AT(const float, shares),
+                                 .polish = polish,
+                                 .symmetric = symmetric,
+                                 .low = (float)low,
+                                 .high = (float)high,
+                                 .scale = AT(float, scale),
+                                 .zero = AT(float, zero)};
+    PyThreadState *python = PyEval_SaveThread();
+    uc_spans(&own, threads ? threads : 1);
+    PyEval_RestoreThread(python);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
     {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
@@ -245,6 +277,7 @@ static PyMethodDef methods[] = {
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
     {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
     {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},
+    {"spans", spans, METH_VARARGS, "Find the scale of every group of a weight."},
     {NULL, NULL, 0, NULL},
 };
 

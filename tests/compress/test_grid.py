@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unicomp.compress import grid
+from unicomp.kernels import spans
 from unicomp.kernels.packed import Scheme
 
 SHAPES = [(3, 40), (1, 8), (4, 45), (2, 7)]
@@ -188,7 +189,28 @@ def test_scaling_weights_scales_scales_and_permuting_rows_permutes_them(
     torch.testing.assert_close(moved.scale, found.scale[order])
 
 
+@pytest.mark.skipif(not spans.usable(torch.zeros(1)), reason="there are no kernels")
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [-1, 16, 24])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_with_the_kernel_and_without_errors_are_equal(
+    bits: int, size: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, cost = heavy(60, 100, 7), torch.linspace(0, 2, 100)
+    scheme = Scheme(bits, size, symmetric)
+    found = grid.search(weight, scheme, "mse", dtype=torch.float32, importance=cost)
+    monkeypatch.setattr(spans, "usable", lambda like: False)
+    plain = grid.search(weight, scheme, "mse", dtype=torch.float32, importance=cost)
+    flat = grid.search(weight, scheme, "mse", dtype=torch.float32)
+    errors = [weighted_error(weight, one, scheme, cost) for one in (found, plain, flat)]
+    # Spans that are equally good to the last bit may be taken in another order.
+    assert float((errors[0] / errors[1] - 1).abs().max()) < 0.02
+    assert float(errors[0].sum() / errors[1].sum() - 1) == pytest.approx(0, abs=1e-3)
+    assert float(errors[2].sum() / errors[1].sum()) > 1.003
+
+
 def test_a_search_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "usable", lambda like: False)
     weight, scheme = heavy(50, 40, 6), Scheme(3, 16, False)
     whole = grid.search(weight, scheme, "mse", dtype=torch.bfloat16)
     monkeypatch.setattr(grid, "CHUNK", 130)

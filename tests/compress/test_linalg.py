@@ -90,7 +90,9 @@ def test_energy_and_solve_are_those_of_numpy() -> None:
     own = torch.empty_like(columns)
     own[factor.order] = columns
     wanted = np.einsum("ir,ij,jr->r", own.numpy(), hessian.numpy(), own.numpy())
-    np.testing.assert_allclose(factor.energy(columns).numpy(), wanted, rtol=1e-9)
+    one, four = factor.energies(columns, 2 * columns[:, :3])
+    np.testing.assert_allclose(one.numpy(), wanted, rtol=1e-9)
+    np.testing.assert_allclose(four.numpy(), 4 * wanted[:3], rtol=1e-9)
     damped = (hessian + 0.05 * hessian.diagonal().mean() * torch.eye(300)).numpy()
     solved = np.linalg.solve(damped, own.numpy())[factor.order.numpy()]
     np.testing.assert_allclose(factor.solve(columns).numpy(), solved, rtol=1e-7, atol=1e-9)
