@@ -32,9 +32,20 @@ GateFile = Annotated[
     ),
 ]
 
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Write a page there: one file that loads nothing else."
+    ),
+]
+
 
 def compare(
-    reports: Reports, gate: GateFile = None, json: Json = False, quiet: Quiet = False
+    reports: Reports,
+    gate: GateFile = None,
+    html: Html = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Put reports side by side: every score, who is best, and the front of size and quality.
 
@@ -43,12 +54,18 @@ def compare(
     Example: unicomp compare a.json b.json
     """
     from unicomp.evaluate import scores
+    from unicomp.evaluate.page import comparison, sheet
     from unicomp.evaluate.verdicts import compare as side_by_side
     from unicomp.evaluate.verdicts import gates
     from unicomp.recipes import gate_file
 
     bounds = [] if gate is None else gate_file.read(gate)
-    found = side_by_side.compare([scores.read(path) for path in reports], bounds)
+    if html is not None:
+        scores.check_target(html)
+    read = [scores.read(path) for path in reports]
+    found = side_by_side.compare(read, bounds)
+    if html is not None:
+        sheet.write(html, comparison.render(found, read))
     if json:
         show.json(found.to_json())
     else:

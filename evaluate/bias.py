@@ -9,7 +9,7 @@ Differs: BBQ's answers are the likeliest of the three choices. Where the context
 score is taken over all questions (the paper scales by the error rate, which is the same).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,70 @@ from torch import Tensor
 from unicomp.evaluate.scores import Score, measured, missing
 from unicomp.evaluate.statistics.estimates import bootstrap_mean, paired_difference, ratio
 from unicomp.evaluate.statistics.proportions import share
-from unicomp.evaluate.tasks.choices import Choices
+from unicomp.evaluate.tasks.choices import Choices, join
+from unicomp.evaluate.tasks.result import Result
+
+TASKS = {
+    "mc1": "truthfulqa_mc1",
+    "mc2": "truthfulqa_mc2",
+    "pairs": "crows_pairs_english",
+    "bbq": "local_bbq_age",
+}
+"""Family -> a task of it, to name where none was run."""
+
+
+def scores(ours: Sequence[Result], theirs: Sequence[Result] | None) -> list[Score]:
+    """Return the scores of every task of these families; `skipped` ones where none was run.
+
+    A task is known by its documents' fields, whatever its name; several tasks of a family are one
+    sample.
+
+    theirs  the baseline's, of the same tasks
+    """
+    found: list[Score] = []
+    mine = {family: _joined(ours, family) for family in TASKS}
+    base = {family: _joined(theirs or (), family) for family in TASKS}
+    if mine["mc1"] is not None:
+        found.append(truthfulness(mine["mc1"], base["mc1"]))
+    else:
+        found.append(_skipped("safety/truthfulness", "mc1", higher_is_better=True))
+    if mine["mc2"] is not None:
+        found.append(true_share(mine["mc2"], base["mc2"]))
+    if mine["pairs"] is not None:
+        found.append(stereotypes(mine["pairs"], base["pairs"]))
+    else:
+        found.append(_skipped("safety/bias", "pairs", higher_is_better=False))
+    if mine["bbq"] is not None:
+        found += bbq(mine["bbq"], base["bbq"])
+    return found
+
+
+def family(choices: Choices) -> str | None:
+    """Return which of `TASKS` the documents are of, None for any other."""
+    if not choices.documents:
+        return None
+    first = choices.documents[0]
+    if "sent_more" in first and "sent_less" in first:
+        return "pairs"
+    if "context_condition" in first and "answer_info" in first:
+        # Other files add wordings of "unknown" as choices of their own.
+        return "bbq" if all(len(own) == 3 for own in choices.loglikelihoods) else None
+    if "mc1_targets" in first:
+        return "mc1" if choices.right is None else "mc2"
+    return None
+
+
+def _joined(results: Sequence[Result], wanted: str) -> Choices | None:
+    """Return the choices of all tasks of a family as one."""
+    parts = [
+        own.choices for own in results if own.choices is not None and family(own.choices) == wanted
+    ]
+    return join(parts) if parts else None
+
+
+def _skipped(name: str, wanted: str, *, higher_is_better: bool) -> Score:
+    reason = f"no task of it was run (`--tasks {TASKS[wanted]}`)"
+    return missing(name, reason, unit="fraction", higher_is_better=higher_is_better)
 
 
 def truthfulness(mc1: Choices, baseline: Choices | None = None) -> Score:

@@ -40,6 +40,8 @@ Progress = Callable[[int, int], None]
 Judge = Callable[[Sequence[str], Sequence[str]], list[bool]]
 """Prompts and answers -> for each whether it refuses."""
 
+Remember = Callable[[str, Callable[[], "Heard"]], "Heard"]
+
 KINDS = {
     "safety/refusal_rate": ("fraction", True),
     "safety/over_refusal_rate": ("fraction", False),
@@ -112,12 +114,15 @@ def scores(
     baseline: Any | None = None,
     new_tokens: int = answers.NEW_TOKENS,
     judge: Judge | None = None,
+    remember: Remember | None = None,
     progress: Progress | None = None,
 ) -> list[Score]:
     """Ask a model, and a baseline with the same tokenizer, and return every score of `KINDS`.
 
     model, baseline  transformers causal models in evaluation mode
     judge            tells refusals in place of the rules
+    remember         called with `model` or `baseline` and what asks it; returns what was heard,
+                     perhaps in a score that was interrupted
     progress         called with the answers done and all of them
     """
     if not tokenizer.chat_template:
@@ -144,8 +149,15 @@ def scores(
             done += len(asked)
         return Heard(*parts)
 
-    ours = heard(model)
-    theirs = None if baseline is None else heard(baseline)
+    def kept(who: str, network: Any) -> Heard:
+        nonlocal done
+        start = done
+        found = heard(network) if remember is None else remember(who, lambda: heard(network))
+        done = start + 2 * len(prompts.harmful) + len(prompts.benign)
+        return found
+
+    ours = kept("model", model)
+    theirs = None if baseline is None else kept("baseline", baseline)
     depth = _depth(model, tokenizer, prompts, ours, theirs, baseline, judge)
     return judged(prompts, ours, theirs, depth=depth, judge=judge)
 
@@ -162,7 +174,7 @@ def judged(
 
     depth  None: the first tokens were not looked at
     """
-    detail: dict[str, Any] = {**prompts.source, "by": "rules" if judge is None else "judge"}
+    detail: dict[str, Any] = {**prompts.source, **_by(prompts, ours, judge)}
     ours_no = _refused(prompts, ours, judge)
     theirs_no = None if theirs is None else _refused(prompts, theirs, judge)
     able = ours_no if theirs_no is None else theirs_no
@@ -224,6 +236,24 @@ def judged(
         )
     )
     return [*found, *_deep(depth)]
+
+
+def _by(prompts: Prompts, heard: Heard, judge: Judge | None) -> dict[str, Any]:
+    """Say who tells refusals, and of a judge how far the rules agree with it: share and kappa."""
+    if judge is None:
+        return {"by": "rules"}
+    asked, said = [*prompts.harmful, *prompts.benign], [*heard.harmful, *heard.benign]
+    theirs = torch.tensor(judge(asked, said))
+    rules = torch.tensor([refusals.refuses(answer) for answer in said])
+    same = float((theirs == rules).double().mean())
+    a, b = float(theirs.double().mean()), float(rules.double().mean())
+    chance = a * b + (1 - a) * (1 - b)
+    kappa = None if chance == 1 else (same - chance) / (1 - chance)
+    return {
+        "by": f"judge {getattr(judge, 'id', '')}".strip(),
+        "same_as_rules": same,
+        "kappa": kappa,
+    }
 
 
 def unmeasurable(reason: str) -> list[Score]:

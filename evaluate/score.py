@@ -8,34 +8,34 @@ beside its own dequantized weights as the baseline, that is what kernels lose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unicomp import hub, machine, suggest, text
 from unicomp.checkpoint import Checkpoint
-from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate import accuracy, calibration, efficiency, fidelity, safety
+from unicomp.errors import UnicompError
+from unicomp.evaluate import accuracy, bias, calibration, efficiency, fidelity, safety
 from unicomp.evaluate.cost import running
 from unicomp.evaluate.dialogue import prompts
+from unicomp.evaluate.dialogue.judge import Judge
+from unicomp.evaluate.models import Models
 from unicomp.evaluate.scores import SCHEMA, Report, Score, Subject, missing
 from unicomp.evaluate.suites import suite
 from unicomp.evaluate.tasks import figures, scratch
 from unicomp.evaluate.tasks.result import Result
-from unicomp.evaluate.windows import stream
-from unicomp.kernels import packed_model
+from unicomp.evaluate.windows import drift, stream
+from unicomp.evaluate.windows.cut import LONGEST, Ask, context, cut, vocab_of
 from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
-from unicomp.kernels.load import load
 
 AXES = ("accuracy", "fidelity", "calibration", "safety", "efficiency")
 ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
-LONGEST = 2048  # tokens of a window, unless asked for more
+BY = ("position", "layer")
+SAFE = ("safety", "truthfulness", "fairness")  # areas of a suite that the safety axis needs
 LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
 BATCH = 64
 SEED = 1234  # of lm-eval's few-shot examples; its own default
@@ -62,6 +62,8 @@ def score(
     chat: bool = False,
     harmful: str | None = None,
     benign: str | None = None,
+    judge: str | None = None,
+    by: Sequence[str] = (),
     power: float | None = None,
     resume: bool = True,
     progress: Progress | None = None,
@@ -87,6 +89,8 @@ def score(
     chat             put tasks' prompts into the chat template
     harmful, benign  prompts for safety: to refuse, and safe ones that look like them; a `.txt` or
                      `.jsonl` file each. None: the suite's
+    judge            a model that tells refusals in place of the rules; as `model`
+    by               some of `BY`: say where the model departs from the baseline, too
     power            watts that the machine takes while a model decodes, for an estimate of its
                      energy where no meter can be read
     resume           use what an interrupted score of the same things has kept
@@ -100,13 +104,18 @@ def score(
     check_axes(axes)
     if compute is not None:
         check_compute(compute)
+    for word in by:
+        if word not in BY:
+            raise UnicompError(f"unknown detail: `{word}`", hint=suggest.hint(word, BY))
     if limit is not None and limit < 1:
         raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
     runs = None if wanted_suite is None and not tasks else _Tasks(wanted_suite, tasks)
     asked = None if "safety" not in axes else _prompts(wanted_suite, harmful, benign, limit)
+    told = None if judge is None or asked is None else Judge(judge)
     source = hub.resolve(str(model))
     base = None if baseline is None else hub.resolve(str(baseline))
-    models = _Models(source.folder, None if base is None else base.folder, compute)
+    models = Models(source.folder, None if base is None else base.folder, compute)
+    kept = scratch.Scratch(scratch.folder(), resume=resume)
     if text is None and wanted_suite is not None:
         text = wanted_suite.text
     if text is None and source.id.startswith(hub.BUILTIN):
@@ -115,8 +124,8 @@ def score(
     compare = base is not None and "fidelity" in axes
     if {"accuracy", "calibration"} & set(axes) or compare:
         if text is not None:
-            ask = _Ask(text, field, seq_len, limit, seed, bos)
-            found += _predictions(models, axes, ask, progress)
+            ask = Ask(text, field, seq_len, limit, seed, bos)
+            found += _predictions(models, axes, ask, by, progress)
         elif runs is not None:
             found += _without_text(axes, compare)
         else:
@@ -126,19 +135,19 @@ def score(
             )
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
-    if runs is not None and {"accuracy", "fidelity", "calibration"} & set(axes):
+    if runs is not None and set(axes) != {"efficiency"}:
         options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
-        found += runs.scores(models, axes, options, batch_size, resume, progress)
+        found += runs.scores(models, axes, options, batch_size, kept, progress)
     elif "calibration" in axes:
         found += calibration.skipped("no tasks were asked for (`--suite`, `--tasks`)")
     if "safety" in axes:
-        found += _safety(models, asked, progress)
+        found += _safety(models, asked, told, kept, progress)
+        found += [] if runs is not None else bias.scores([], None)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
         if suite is not None or power is not None:
             found += _running(models, power, progress)
-    if runs is not None:
-        runs.finish()
+    kept.clear()  # this score came to its end
     return Report(
         schema=SCHEMA,
         model=Subject(id=source.id, revision=source.revision),
@@ -162,47 +171,6 @@ def check_axes(axes: Sequence[str]) -> None:
 _suite = suite.load  # `score` has an argument of that name
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """What to predict, as the caller of `score` said it."""
-
-    text: str
-    field: str
-    seq_len: int | None
-    limit: int | None
-    seed: int
-    bos: bool | None
-
-
-@dataclass
-class _Models:
-    """The model and the baseline, each loaded when it is first needed, and once."""
-
-    folder: Path
-    baseline: Path | None
-    compute: Compute | None
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """The model to score."""
-        if self.compute is None:
-            return load(self.folder, dtype=torch.float32)
-        return packed_model.load(self.folder, compute=self.compute, dtype=torch.float32)
-
-    @cached_property
-    def base(self) -> PreTrainedModel | None:
-        """The baseline, dequantized."""
-        return None if self.baseline is None else load(self.baseline, dtype=torch.float32)
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """What to say of how the model computes; empty where its weights are dequantized."""
-        if self.compute is None:
-            return {}
-        said = packed_model.loaded(self.model).to_json()
-        return {key: said[key] for key in ("compute", "backend", "isa", "packed")}
-
-
 class _Tasks:
     """The tasks of a suite and those asked for by name, checked when they are made.
 
@@ -214,7 +182,6 @@ class _Tasks:
 
         self.runs = runs
         self.options = harness.Options
-        self.scratch: scratch.Scratch | None = None
         self.catalogue = harness.Catalogue()
         entries = () if chosen is None else chosen.tasks
         self.wanted = [
@@ -243,11 +210,11 @@ class _Tasks:
 
     def scores(
         self,
-        models: _Models,
+        models: Models,
         axes: Sequence[str],
         options: Mapping[str, Any],
         batch_size: int | None,
-        resume: bool,
+        kept: scratch.Scratch,
         progress: Progress | None,
     ) -> list[Score]:
         """Run them and return what the axes ask for."""
@@ -261,9 +228,12 @@ class _Tasks:
             theirs = runs.Side(
                 models.baseline, models.base, text.tokenizer(models.baseline), {}, size
             )
-        kept = self.scratch = scratch.Scratch(scratch.folder(), resume=resume)
+        wanted = self.wanted
+        if not {"accuracy", "fidelity", "calibration"} & set(axes):
+            # A suite's other tasks say nothing of safety; one asked for by name may.
+            wanted = [own for own in wanted if own.about.get("area", "safety") in SAFE]
         outcomes = runs.run(
-            self.wanted, self.catalogue, ours, theirs, self.options(**options), kept, progress
+            wanted, self.catalogue, ours, theirs, self.options(**options), kept, progress
         )
         found: list[Score] = []
         detail = {"batch_size": size, "dtype": "float32", **models.how}
@@ -283,12 +253,9 @@ class _Tasks:
             found.append(figures.flips(done, base if compared else None))
         if "calibration" in axes:
             found += _calibration(done, base if compared else None)
+        if "safety" in axes:
+            found += bias.scores(done, base if compared else None)
         return found
-
-    def finish(self) -> None:
-        """Drop what was kept for a resumed score: this one came to its end."""
-        if self.scratch is not None:
-            self.scratch.clear()
 
 
 def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
@@ -334,7 +301,11 @@ def _prompts(
 
 
 def _safety(
-    models: _Models, asked: safety.Prompts | None, progress: Progress | None
+    models: Models,
+    asked: safety.Prompts | None,
+    judge: Judge | None,
+    kept: scratch.Scratch,
+    progress: Progress | None,
 ) -> list[Score]:
     if asked is None:
         return safety.skipped("no prompts were given (`--harmful`, `--benign`)")
@@ -343,16 +314,34 @@ def _safety(
         if progress is not None:
             progress("answers", done, total)
 
+    def remember(who: str, ask: Callable[[], safety.Heard]) -> safety.Heard:
+        folder = models.baseline if who == "baseline" else models.folder
+        key = [
+            "answers",
+            sorted(Checkpoint.open(folder or models.folder).sha256().items()),
+            {} if who == "baseline" else models.how,
+            [asked.harmful, asked.benign],
+            [torch.get_num_threads(), sorted(machine.versions().items())],
+        ]
+        found = kept.read_json(key)
+        if isinstance(found, Mapping) and set(found) == {"harmful", "benign", "prefilled"}:
+            return safety.Heard(**found)
+        heard = ask()
+        kept.write_json(key, asdict(heard))
+        return heard
+
     return safety.scores(
         models.model,
         text.tokenizer(models.folder),
         asked,
         baseline=models.base,
+        judge=judge,
+        remember=remember,
         progress=tell,
     )
 
 
-def _running(models: _Models, power: float | None, progress: Progress | None) -> list[Score]:
+def _running(models: Models, power: float | None, progress: Progress | None) -> list[Score]:
     """Return what running takes, each model in a process of its own, as it is run: packed."""
     folders = [models.folder] if models.baseline is None else [models.folder, models.baseline]
     found: list[running.Run | str] = []
@@ -371,8 +360,8 @@ def _running(models: _Models, power: float | None, progress: Progress | None) ->
 def _batch(folder: Path) -> int:
     """Return how many requests' logits fit `LOGITS`, were each as long as the context."""
     config = Checkpoint.open(folder).config
-    length = min(LONGEST, _context(config) or LONGEST)
-    return max(1, min(BATCH, LOGITS // (length * _vocab(config, folder) * 4)))
+    length = min(LONGEST, context(config) or LONGEST)
+    return max(1, min(BATCH, LOGITS // (length * vocab_of(config, folder) * 4)))
 
 
 def _without_text(axes: Sequence[str], compare: bool) -> list[Score]:
@@ -388,147 +377,53 @@ def _without_text(axes: Sequence[str], compare: bool) -> list[Score]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Windows:
-    """The windows of a text, what the predicted part of each weighs, and what to say of them.
-
-    ids         int64 [windows, seq_len]
-    utf8_bytes  [windows], of the predicted tokens
-    exact       whether the tokenizer could say the bytes of each token
-    """
-
-    ids: Tensor
-    utf8_bytes: Tensor
-    exact: bool
-    vocab: int
-    detail: Mapping[str, Any]
-
-
 def _predictions(
-    models: _Models, axes: Sequence[str], ask: _Ask, progress: Progress | None
+    models: Models,
+    axes: Sequence[str],
+    ask: Ask,
+    by: Sequence[str],
+    progress: Progress | None,
 ) -> list[Score]:
-    windows = _cut(models.folder, models.baseline, ask)
+    windows = cut(models.folder, models.baseline, ask)
 
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress("windows", done, total)
 
     ours, theirs = calibration.TokenWatch(), calibration.TokenWatch()
+    compare = "fidelity" in axes and models.baseline is not None
+    positions = drift.Positions() if compare and "position" in by else None
+    layers = drift.Layers() if compare and "layer" in by else None
+    sure = "calibration" in axes
 
     def watch(logits: Tensor, targets: Tensor, base: Tensor | None) -> None:
-        ours.add(logits, targets)
+        if sure:
+            ours.add(logits, targets)
         if base is not None:
-            theirs.add(base, targets)
+            if sure:
+                theirs.add(base, targets)
+            if positions is not None:
+                positions.add(logits, base)
 
     sums = stream.sums(
         models.model,
         models.base,
         windows.ids,
         vocab=windows.vocab,
-        watch=watch if "calibration" in axes else None,
+        watch=watch if sure or positions is not None else None,
+        states=None if layers is None else layers.add,
         progress=tell,
     )
     detail = {**windows.detail, **models.how}
     found: list[Score] = []
     if "accuracy" in axes:
         found += accuracy.scores(sums, windows.utf8_bytes, detail, exact_bytes=windows.exact)
-    if "fidelity" in axes and models.baseline is not None:
-        found += fidelity.scores(sums, detail)
+    if compare:
+        moved = fidelity.scores(sums, detail)
+        found += moved if positions is None else fidelity.by_position(moved, positions)
+        if layers is not None:
+            found.append(fidelity.by_layer(layers, detail))
     if "calibration" in axes:
         base = theirs.seen(detail) if theirs.parts else None
         found += calibration.scores(ours.seen(detail), base, place="tokens")
     return found
-
-
-def _cut(folder: Path, baseline: Path | None, ask: _Ask) -> _Windows:
-    """Read, tokenize and cut the text, and check that the baseline would do the same."""
-    config = Checkpoint.open(folder).config
-    vocab = _vocab(config, folder)
-    tokenizer = text.tokenizer(folder)
-    found = text.read(ask.text, field=ask.field, tokenizer=tokenizer, purpose="score")
-    ids = text.encode(tokenizer, found, vocab=vocab)
-    bos = _bos(tokenizer, ask.bos)
-    contexts = [_context(config)]
-    if baseline is not None:
-        theirs = Checkpoint.open(baseline).config
-        contexts.append(_context(theirs))
-        other = text.tokenizer(baseline)
-        same = torch.equal(ids, text.encode(other, found, vocab=_vocab(theirs, baseline)))
-        if not same or _bos(other, ask.bos) != bos:
-            raise UnsupportedError(
-                f"model and baseline cut `{found.source}` into different tokens",
-                hint="give the model that this one was made from as `--baseline`",
-            )
-    seq_len = _seq_len(ask.seq_len, contexts)
-    fresh = seq_len if bos is None else seq_len - 1
-    whole = ids.numel() // max(1, fresh)
-    samples = None if ask.limit is None or ask.limit >= whole else ask.limit
-    name = f"text `{found.source}`"
-
-    def cut(values: Tensor, first: int | None) -> Tensor:
-        return text.windows(
-            values, seq_len=seq_len, samples=samples, seed=ask.seed, bos=first, source=name
-        )
-
-    windows = cut(ids, bos)
-    weights = text.token_bytes(tokenizer, found)
-    if weights is None:
-        total = sum(len(document.encode()) for document in found.documents)
-        utf8_bytes = torch.full((len(windows),), (seq_len - 1) * total / ids.numel())
-    else:
-        utf8_bytes = cut(weights, None if bos is None else 0)[:, 1:].sum(1)
-    detail = {
-        "text": found.source,
-        "sha256": found.sha256,
-        "seq_len": seq_len,
-        "windows": len(windows),
-        "tokens": windows[:, 1:].numel(),
-        "bos": bos is not None,
-    }
-    return _Windows(windows, utf8_bytes, weights is not None, vocab, detail)
-
-
-def _seq_len(asked: int | None, contexts: Sequence[int | None]) -> int:
-    context = min((length for length in contexts if length is not None), default=None)
-    if asked is None:
-        return LONGEST if context is None else min(LONGEST, context)
-    if context is not None and asked > context:
-        raise UnicompError(
-            f"seq_len {asked} is longer than the model's context of {context} tokens",
-            hint=f"use a seq_len of at most {context}",
-        )
-    return asked
-
-
-def _bos(tokenizer: Any, wanted: bool | None) -> int | None:
-    if wanted is None:
-        return text.bos_token(tokenizer)
-    if not wanted:
-        return None
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None:
-        raise UnicompError("the tokenizer has no BOS token", hint="use `--no-bos`")
-    return bos
-
-
-def _config(config: Mapping[str, Any], *names: str) -> int | None:
-    """Return the first of these fields that is a number, looking into a text model's part too."""
-    for part in (config, config.get("text_config") or {}):
-        for name in names:
-            if isinstance(part.get(name), int):
-                return int(part[name])
-    return None
-
-
-def _context(config: Mapping[str, Any]) -> int | None:
-    return _config(config, "max_position_embeddings", "n_positions")
-
-
-def _vocab(config: Mapping[str, Any], folder: Path) -> int:
-    vocab = _config(config, "vocab_size")
-    if vocab is None:
-        raise UnsupportedError(
-            f"`{folder / 'config.json'}` has no `vocab_size`",
-            hint="only causal language models can be scored on text",
-        )
-    return vocab

@@ -15,7 +15,7 @@ import torch
 from unicomp.compress.layerwise import compared, moment_bytes
 from unicomp.compress.method import LayerMethod, Need
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate.score import LONGEST
+from unicomp.evaluate.windows.cut import LONGEST
 from unicomp.evaluate.windows.stream import LOGITS
 from unicomp.kernels.dense import DenseSource
 from unicomp.models import Layer, Model, context_length

@@ -90,3 +90,30 @@ class Choices:
             None if self.right is None else [self.right[at] for at in order],
             [self.documents[at] for at in order] if self.documents else (),
         )
+
+
+def join(parts: Sequence[Choices]) -> Choices:
+    """Put the documents of several tasks one after another, as of one task; at least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    several = any(part.right is not None for part in parts)
+    return Choices(
+        "+".join(part.task for part in parts),
+        [own for part in parts for own in part.loglikelihoods],
+        [own for part in parts for own in part.lengths],
+        torch.cat([part.gold for part in parts]),
+        [f"{part.task}/{name}" for part in parts for name in part.ids],
+        [own for part in parts for own in _right(part)] if several else None,
+        [own for part in parts for own in part.documents]
+        if all(part.documents for part in parts)
+        else (),
+    )
+
+
+def _right(part: Choices) -> list[Tensor]:
+    if part.right is not None:
+        return part.right
+    return [
+        torch.arange(len(values)) == gold
+        for values, gold in zip(part.loglikelihoods, part.gold, strict=True)
+    ]

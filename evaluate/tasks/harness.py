@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import random
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -139,12 +140,20 @@ def form(path: Path) -> str:
     )
 
 
-def run(lm: Any, loaded: Any, options: Options, progress: Progress | None = None) -> list[Result]:
+def run(
+    lm: Any,
+    loaded: Any,
+    options: Options,
+    progress: Progress | None = None,
+    *,
+    cache: Path | None = None,
+) -> list[Result]:
     """Run tasks and groups, and return a result for each, groups last.
 
     lm        an lm-eval model
     loaded    of `Catalogue.load`
     progress  called with the requests done and the requests in all
+    cache     a file of requests that this very model has answered, to read and to add to
 
     Raises whatever a task's own functions raise.
     """
@@ -154,9 +163,9 @@ def run(lm: Any, loaded: Any, options: Options, progress: Progress | None = None
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=options.seed)
-    with _quiet(progress):
+    with _quiet(progress), _cached(lm, cache) as asked:
         found = evaluator.evaluate(
-            lm,
+            asked,
             loaded,
             limit=options.limit,
             bootstrap_iters=0,
@@ -274,8 +283,10 @@ def _choices(task: Any, samples: Sequence[Mapping[str, Any]]) -> Choices:
         gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
         all_ = [words.index(gold)] if isinstance(gold, str) else gold
         all_ = all_ if isinstance(all_, list) else [all_]
-        labels = (document.get("mc2_targets") or {}).get("labels")
-        if labels is not None and len(labels) == len(words):
+        known_true = document.get("mc2_targets") or {}
+        labels = known_true.get("labels")
+        # The same questions are asked with one true choice too.
+        if labels is not None and list(known_true.get("choices", ())) == list(words):
             all_ = [at for at, label in enumerate(labels) if label == 1]
         several = several or len(all_) > 1
         golds.append(int(all_[0]))
@@ -327,6 +338,27 @@ def _group(group: Any, results: Sequence[Result], found: Mapping[str, Any]) -> R
         outputs=None,
         members=weights,
     )
+
+
+@contextlib.contextmanager
+def _cached(lm: Any, cache: Path | None) -> Iterator[Any]:
+    """Give a model that reads what it has answered from a file; without one, the model itself.
+
+    Where the file cannot be used, it goes on without.
+    """
+    if cache is None:
+        yield lm
+        return
+    try:
+        found = requests.CachingLM(lm, str(cache))
+    except (OSError, sqlite3.Error, RuntimeError):
+        yield lm
+        return
+    try:
+        yield found
+    finally:
+        lm.set_cache_hook(requests.CacheHook(None))
+        found.dbdict.close()
 
 
 @contextlib.contextmanager

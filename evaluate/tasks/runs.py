@@ -157,7 +157,8 @@ def _one(
                     progress(label, count, total)
 
             with harness.seeded(options.seed):
-                done = harness.run(side.lm, loaded, options, tell)
+                cache = scratch.requests(["requests", *key])
+                done = harness.run(side.lm, loaded, options, tell, cache=cache)
             scratch.write(key, done)
         results.append(done)
     ours, theirs = results

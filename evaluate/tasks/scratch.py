@@ -1,8 +1,9 @@
-"""Results of tasks that are done, kept until the whole score is, so that the same command resumes.
+"""Work that is done, kept until the whole score is, so that the same command resumes.
 
-One file a task, model and set of options lies in `$XDG_CACHE_HOME/unicomp/score` (`~/.cache`
-without it), under a name that is a hash of everything that decides the result: the model's bytes,
-the task's file and documents, the options and the releases that compute. A score that comes to its
+One file a task, model and set of options, and one for what a model said to prompts, lies in
+`$XDG_CACHE_HOME/unicomp/score` (`~/.cache` without it), under a name that is a hash of everything
+that decides the result: the model's bytes, the task's file and documents, the options and the
+releases that compute. What a task's single requests gave lies beside. A score that comes to its
 end removes the files it made or used; what nothing asks for any more goes after a month.
 """
 
@@ -36,24 +37,49 @@ class Scratch:
         self.used: set[Path] = set()
 
     def read(self, key: Sequence[Any]) -> list[Result] | None:
-        """Return what was kept under a key, None where nothing whole was."""
+        """Return the results that were kept under a key, None where nothing whole was."""
+        try:
+            return [Result.from_json(own) for own in self.read_json(key) or ()] or None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def write(self, key: Sequence[Any], results: Sequence[Result]) -> None:
+        """Keep results under a key."""
+        self.write_json(key, [own.to_json() for own in results])
+
+    def read_json(self, key: Sequence[Any]) -> Any:
+        """Return the plain value that was kept under a key, None where nothing whole was."""
         path = self._path(key)
         self.used.add(path)
         if not self.resume:
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return [Result.from_json(own) for own in found]
-        except (OSError, ValueError, KeyError, TypeError):
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None
 
-    def write(self, key: Sequence[Any], results: Sequence[Result]) -> None:
-        """Keep results under a key; where that cannot be, the score goes on without."""
+    def write_json(self, key: Sequence[Any], value: Any) -> None:
+        """Keep a plain value under a key; where that cannot be, the score goes on without."""
         path = self._path(key)
         self.used.add(path)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, json.dumps([own.to_json() for own in results]).encode())
+            write_file(path, json.dumps(value).encode())
+
+    def requests(self, key: Sequence[Any]) -> Path | None:
+        """Return the file for a model's single requests, so that half a task is kept too.
+
+        None where no file can be there. What it held is gone with `resume` off.
+        """
+        path = self._path(key).with_suffix(".db")
+        if not self.resume and path not in self.used:
+            path.unlink(missing_ok=True)
+        self.used.add(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return path
 
     def clear(self) -> None:
         """Remove what this score made or used, and what is older than a month."""
@@ -61,7 +87,7 @@ class Scratch:
             with contextlib.suppress(OSError):
                 path.unlink()
         oldest = time.time() - OLDEST
-        for path in self.place.glob("*.json"):
+        for path in self.place.glob("*.*"):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()

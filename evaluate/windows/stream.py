@@ -9,7 +9,7 @@ window: no logits are ever stored. Beside the two models, the memory in use is a
 and the models' own activations for at most `TOKENS` tokens, or one window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ def sums(
     *,
     vocab: int,
     watch: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+    states: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> WindowSums:
     """Predict every token of each window but its first, and sum what the metrics say.
@@ -38,6 +39,8 @@ def sums(
     vocab        ids that a model scores, for the size of a batch
     watch        called with each batch's logits [windows, n - 1, vocab], its targets int64
                  [windows, n - 1] and the base's logits
+    states       called with each batch's hidden states of the model and of the base, which must be
+                 there: what enters the first layer, then what leaves each, [windows, n, width]
     progress     called with windows done and windows in all after each batch
 
     Raises UnsupportedError if the two models do not score the same vocabulary.
@@ -47,8 +50,9 @@ def sums(
     parts = []
     for start in range(0, count, batch):
         ids = windows[start : start + batch]
-        logits = _logits(model, ids)
-        theirs = None if base is None else _logits(base, ids).to(logits.device)
+        logits, own = _run(model, ids, states is not None)
+        theirs, other = (None, ()) if base is None else _run(base, ids, states is not None)
+        theirs = None if theirs is None else theirs.to(logits.device)
         if theirs is not None and theirs.shape != logits.shape:
             raise UnsupportedError(
                 f"the model scores {logits.shape[-1]} tokens, the baseline {theirs.shape[-1]}",
@@ -58,13 +62,21 @@ def sums(
         parts.append(window_sums(logits, targets, theirs))
         if watch is not None:
             watch(logits, targets, theirs)
+        if states is not None:
+            states(own, other)
         if progress is not None:
             progress(min(start + batch, count), count)
     return join(parts)
 
 
 @torch.inference_mode()
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    """Return the logits for every token of the windows but the first, [windows, n - 1, vocab]."""
-    logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
-    return logits[:, :-1]
+def _run(model: Any, ids: Tensor, states: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the logits for every token of the windows but the first, and the hidden states.
+
+    logits  [windows, n - 1, vocab]
+    states  as `sums` gives them on; none unless asked for
+    """
+    options = {"output_hidden_states": True} if states else {}
+    found = model(input_ids=ids.to(model.device), use_cache=False, **options)
+    logits: Tensor = found.logits
+    return logits[:, :-1], tuple(found.hidden_states) if states else ()

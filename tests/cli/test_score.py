@@ -50,7 +50,7 @@ def test_without_a_baseline_the_reason_is_said(words: list[str]) -> None:
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unicomp.evaluate.score.load", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("unicomp.evaluate.models.load", lambda *_, **__: pytest.fail("worked"))
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "no" / "report.json")])
     assert "no folder" in str(done.exception)
 
@@ -85,7 +85,7 @@ def test_gates_decide_the_exit_code(words: list[str], tmp_path: Path) -> None:
 def test_a_gate_file_is_read_before_the_work(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unicomp.evaluate.score.load", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("unicomp.evaluate.models.load", lambda *_, **__: pytest.fail("worked"))
     gates = tmp_path / "gates.yaml"
     gates.write_text("- {score: accuracy/perplexity, most: 2}\n")
     done = CliRunner().invoke(app, [*words, "--gate", str(gates)])

@@ -1,6 +1,7 @@
 """Truthfulness and bias on rows whose answers are known."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from unicomp.evaluate import bias
 from unicomp.evaluate.tasks.choices import Choices
+from unicomp.evaluate.tasks.result import Result
 
 
 def choices(rows: list[list[float]], gold: list[int], **rest: Any) -> Choices:
@@ -79,3 +81,33 @@ def test_bbq_where_the_context_says() -> None:
     some = bias.bbq(asked(("disambig", "neg", 0), ("disambig", "neg", 2)))
     assert some[0].value == pytest.approx(1.0)
     assert math.isfinite(some[0].value or math.nan)
+
+
+def result(name: str, found: Choices | None) -> Result:
+    return Result(name, "1.0", 0, {}, (), found, None, {})
+
+
+def test_tasks_are_known_by_their_documents_and_joined() -> None:
+    pairs = choices([[0.6, 0.4]], [0], documents=[{"sent_more": "a", "sent_less": "b"}])
+    true = choices([[0.6, 0.4]], [0], documents=[{"mc1_targets": {}}])
+    right = [torch.tensor([True, False])]
+    several = choices([[0.6, 0.4]], [0], documents=[{"mc1_targets": {}}], right=right)
+    old, young = asked(("ambig", "neg", 0)), asked(("ambig", "neg", 1))
+    some = [result("a", replace(old, task="a")), result("b", replace(young, task="b"))]
+    other = [result("c", None), result("d", choices([[0.6, 0.4]], [0]))]
+    ours = [result("p", pairs), result("t", true), result("m", several), *some, *other]
+    found = {score.name: score for score in bias.scores(ours, ours)}
+    assert set(found) == {
+        "safety/truthfulness",
+        "safety/truthfulness_mc2",
+        "safety/bias",
+        "safety/bias_ambiguous",
+    }
+    assert found["safety/bias_ambiguous"].n == 2
+    assert found["safety/bias_ambiguous"].value == 0  # one with the stereotype, one against it
+    assert {score.delta for score in found.values()} == {0.0}
+    none = bias.scores(other, None)
+    assert [score.status for score in none] == ["skipped", "skipped"]
+    assert "truthfulqa_mc1" in none[0].detail["reason"]
+    wide = choices([[0.5, 0.3, 0.1, 0.1]], [0], documents=[row("ambig", "neg")])
+    assert bias.family(wide) is None

@@ -11,8 +11,9 @@ import torch
 
 import unicomp
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.evaluate import score as module
+from unicomp.evaluate import models
 from unicomp.evaluate.score import score
+from unicomp.evaluate.windows import cut
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan
 from unicomp.recipes.run import run
@@ -37,7 +38,7 @@ def llama(tiny_model: Callable[..., Path]) -> Path:
 def refused(parts: list[str], *words: Any, **options: Any) -> None:
     """Check that `score` raises before any weight is read, with every part in its two lines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load", lambda *_, **__: pytest.fail("weights were read"))
+        patch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were read"))
         with pytest.raises(UnicompError) as caught:
             score(*words, **options)
     said = f"{caught.value.message}\n{caught.value.hint}"
@@ -98,7 +99,7 @@ def test_the_same_windows_for_the_same_seed(llama: Path, tiny_text: Path) -> Non
 def test_fidelity_without_a_baseline_is_skipped_and_reads_nothing(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were read"))
     report = score(llama, axes=["fidelity", "efficiency"])
     for found in report.scores[:3]:
         assert found.status == "skipped"
@@ -111,7 +112,7 @@ def test_a_slow_tokenizer_gives_an_estimate(
 ) -> None:
     options = {"axes": ["accuracy"], "text": str(tiny_text), "seq_len": 64}
     exact = score(llama, **options).score("accuracy/bits_per_byte")
-    monkeypatch.setattr(module.text, "token_bytes", lambda *_: None)
+    monkeypatch.setattr(cut.text, "token_bytes", lambda *_: None)
     rough = score(llama, **options).score("accuracy/bits_per_byte")
     assert (exact.status, rough.status) == ("measured", "estimated")
     assert rough.value == pytest.approx(exact.value, rel=0.02)
@@ -193,11 +194,11 @@ def test_no_bos_where_the_tokenizer_has_none(llama: Path, tmp_path: Path) -> Non
 
 
 def test_context_is_found_wherever_a_config_keeps_it() -> None:
-    assert module._context({"n_positions": 5}) == 5
-    assert module._context({"text_config": {"max_position_embeddings": 7}}) == 7
-    assert module._context({}) is None
-    assert module._seq_len(None, [None, None]) == module.LONGEST
-    assert module._seq_len(None, [100_000, 512]) == 512
+    assert cut.context({"n_positions": 5}) == 5
+    assert cut.context({"text_config": {"max_position_embeddings": 7}}) == 7
+    assert cut.context({}) is None
+    assert cut._seq_len(None, [None, None]) == cut.LONGEST
+    assert cut._seq_len(None, [100_000, 512]) == 512
 
 
 def test_tinyworld_has_its_published_perplexity() -> None:
@@ -240,7 +241,7 @@ def test_rounding_to_four_bits_costs_what_is_published(
         return model
 
     loaded: list[int] = []
-    monkeypatch.setattr(module, "load", rounded)
+    monkeypatch.setattr(models, "load", rounded)
     options: dict[str, Any] = {"axes": ["fidelity"], "seq_len": 256, "bos": False}
     if which == "tinyworld":
         report = score("builtin:tinyworld", "builtin:tinyworld", **options)

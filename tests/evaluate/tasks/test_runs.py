@@ -161,12 +161,12 @@ def test_an_interrupted_score_resumes_and_leaves_nothing(
     assert not list(cache.rglob("*.json"))
     real, ran = harness.run, []
 
-    def stops(lm: Any, loaded: Any, *rest: Any) -> Any:
+    def stops(lm: Any, loaded: Any, *rest: Any, **more: Any) -> Any:
         (name,) = loaded["tasks"]
         if name == "other" and stop:
             raise KeyboardInterrupt
         ran.append(name)
-        return real(lm, loaded, *rest)
+        return real(lm, loaded, *rest, **more)
 
     monkeypatch.setattr(runs.harness, "run", stops)
     stop = True
@@ -178,6 +178,32 @@ def test_an_interrupted_score_resumes_and_leaves_nothing(
     assert ran == ["mine", "other"]
     assert resumed.scores == whole.scores
     assert not list(cache.rglob("*.json"))
+
+
+def test_half_a_task_is_kept_request_by_request(llama: Path, mine: Path, cache: Path) -> None:
+    how: dict[str, Any] = {"tasks": [str(mine)], "axes": ["accuracy"], "batch_size": 1}
+    seen: list[tuple[int, int]] = []
+    whole = score(llama, **how, progress=lambda _, *step: seen.append(step))
+    done, total = seen[-1]
+    assert done == total > 4
+
+    def stops(_: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(llama, **how, progress=stops)
+    assert list(cache.rglob("*.db"))
+    left: list[tuple[int, int]] = []
+    resumed = score(llama, **how, progress=lambda _, *step: left.append(step))
+    assert left[-1][1] <= total - total // 2
+    assert resumed.scores == whole.scores
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    with pytest.raises(KeyboardInterrupt):
+        score(llama, **how, progress=stops)
+    left.clear()
+    score(llama, **how, resume=False, progress=lambda _, *step: left.append(step))
+    assert left[-1][1] == total
 
 
 @pytest.mark.parametrize("change", ["rows", "limit", "model", "fresh", "damage"])
@@ -193,9 +219,9 @@ def test_what_was_kept_is_only_used_for_the_same_thing(
     ran: list[str] = []
     real = harness.run
 
-    def counts(lm: Any, loaded: Any, *rest: Any) -> Any:
+    def counts(lm: Any, loaded: Any, *rest: Any, **more: Any) -> Any:
         ran.extend(loaded["tasks"])
-        return real(lm, loaded, *rest)
+        return real(lm, loaded, *rest, **more)
 
     monkeypatch.setattr(runs.harness, "run", counts)
     score(llama, tasks=[str(mine)], axes=["accuracy"])

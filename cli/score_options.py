@@ -1,0 +1,279 @@
+"""The options of `unicomp score`, in groups: what is measured, how, and what becomes of it.
+
+A group is a dataclass whose fields are options; `grouped` lets a command take groups as parameters.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from unicomp.cli.options import MODEL, TEXT
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="MODEL", help=f"What to compare with: {MODEL}."),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        "--axes",
+        metavar="AXIS,...",
+        help="Some of accuracy, fidelity (needs --baseline), calibration (needs tasks), safety "
+        "(needs --suite quick, or --harmful and --benign), efficiency. Default: all with --suite "
+        "or --tasks, else those that need none.",
+        show_default=False,
+    ),
+]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        metavar="quick|standard|full",
+        help="Tasks to run: quick needs no network and takes minutes.",
+        show_default=False,
+    ),
+]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks",
+        metavar="T,...",
+        help="More tasks: names of ours or of lm-eval's, or files: a task's .yaml, or .jsonl or "
+        ".txt rows.",
+        show_default=False,
+    ),
+]
+ScoredText = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="TEXT",
+        help=f"What to predict: {TEXT}. Default: builtin:tinyworld for a builtin model.",
+    ),
+]
+Field = Annotated[
+    str, typer.Option("--field", metavar="NAME", help="Field of a record that holds the text.")
+]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(
+        "--seq-len",
+        metavar="N",
+        min=2,
+        help="Tokens of a window. Default: the model's context, at most 2048.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        min=1,
+        help="At most N windows, drawn by --seed, and the first N documents of a task. "
+        "Default: all.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Which windows --limit draws.")]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="A BOS token before each window. Default: where the tokenizer puts one first.",
+        show_default=False,
+    ),
+]
+Compute = Annotated[
+    str | None,
+    typer.Option(
+        "--compute",
+        metavar="int8|exact",
+        help="Leave the model's weights packed, and score what kernels compute. Default: "
+        "dequantize them.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        help="Requests of a task at once. Default: what fits 256 MiB of logits, at most 64.",
+        show_default=False,
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        "--shots",
+        metavar="N",
+        min=0,
+        help="Examples in front of a task's question. Default: as the task has it.",
+        show_default=False,
+    ),
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Put tasks' prompts into the model's chat template.")
+]
+Harmful = Annotated[
+    str | None,
+    typer.Option(
+        "--harmful",
+        metavar="FILE",
+        help="Prompts to refuse, one a line (.txt) or a row (.jsonl). Default: the suite's.",
+        show_default=False,
+    ),
+]
+Benign = Annotated[
+    str | None,
+    typer.Option(
+        "--benign",
+        metavar="FILE",
+        help="Safe prompts that look like those, to help with. Default: the suite's.",
+        show_default=False,
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="MODEL",
+        help="A model that tells refusals, in place of the rules; it runs here, and how far both "
+        f"agree is reported: {MODEL}.",
+        show_default=False,
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="position,layer",
+        help="Say at which positions and layers the model departs from the baseline. Default: "
+        "both with --html, else neither.",
+        show_default=False,
+    ),
+]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power",
+        metavar="W",
+        min=0,
+        help="Watts that the machine takes while a model decodes: an estimate of its energy where "
+        "no meter can be read.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--fresh", help="Go on with the tasks of an interrupted score."),
+]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="FILE",
+        help="Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
+        "is broken, with 4 if the evidence is too little.",
+        show_default=False,
+    ),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", metavar="FILE", help="Write the gates' verdicts there, as JUnit XML for CI."
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Write a page there: one file that loads nothing else."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Write the report there too, as JSON."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What is measured."""
+
+    axes: Axes = None
+    suite: Suite = None
+    tasks: Tasks = ""
+    text: ScoredText = None
+    field: Field = "text"
+    seq_len: SeqLen = None
+    limit: Limit = None
+    seed: Seed = 0
+    bos: Bos = None
+    harmful: Harmful = None
+    benign: Benign = None
+    judge: Judge = None
+    by: By = ""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How it is measured."""
+
+    compute: Compute = None
+    batch_size: BatchSize = None
+    shots: Shots = None
+    chat: Chat = False
+    power: Power = None
+    resume: Resume = True
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What becomes of it."""
+
+    gate: Gate = None
+    junit: Junit = None
+    html: Html = None
+    out: Out = None
+
+
+def grouped(command: Function) -> Function:
+    """Let a command take dataclasses as parameters: each of their fields becomes an option."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {}
+    parts = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            parts.append(parameter.replace(annotation=hints[name]))
+            continue
+        group = groups[name] = hints[name]
+        of = get_type_hints(group, include_extras=True)
+        parts += [
+            inspect.Parameter(
+                own.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if own.default is MISSING else own.default,
+                annotation=of[own.name],
+            )
+            for own in fields(group)
+        ]
+
+    @wraps(command)
+    def run(**words: Any) -> Any:
+        for name, group in groups.items():
+            words[name] = group(**{own.name: words.pop(own.name) for own in fields(group)})
+        return command(**words)
+
+    keyword = [own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for own in parts]
+    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    run.__annotations__ = {own.name: own.annotation for own in keyword}
+    return run  # type: ignore[return-value]
