@@ -213,24 +213,32 @@ def main() -> None:
         make(MIDDLE, [work / "base", *(work / f"tuned{index}" for index in range(TUNED))])
     if arguments.compress:
         compress(work, method)
-    file = RESULTS / f"{NAME}.json"
-    known = json.loads(file.read_text()) if file.is_file() else {"methods": {}}
-    own = known["methods"].setdefault(method, {})
     if arguments.check:
-        own["logits"] = about() | check(work / "base", deltas)
+        keep(method, "logits", about() | check(work / "base", deltas))
     for count in arguments.serve:
-        own[f"served {count}"] = about() | apart(arguments, "--worker", str(count))
+        keep(method, f"served {count}", about() | apart(arguments, "--worker", str(count)))
     if arguments.whole:
-        known["whole"] = about() | apart(arguments, "--worker", "whole")
-    known["parameters"], known["base_bytes_16"] = MIDDLE.parameters(), 2 * MIDDLE.parameters()
-    known["prompt_tokens"], known["new_tokens"] = PROMPT, TOKENS
-    if "served 0" in own:
-        alone = own["served 0"]["resident_bytes"]
-        for name, part in own.items():
-            if name.startswith("served") and part["deltas"]:
-                limit = part["deltas"] * RATIO * known["base_bytes_16"]
-                part["share_of_limit"] = (part["resident_bytes"] - alone) / limit
-    store(NAME, known)
+        keep(method, "whole models", about() | apart(arguments, "--worker", "whole"))
+
+
+def keep(method: str, name: str, part: dict[str, Any]) -> None:
+    """Put what was measured among the results, and work out shares of the limit again."""
+    file, base = RESULTS / f"{NAME}.json", 2 * MIDDLE.parameters()
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    facts = {
+        "parameters": MIDDLE.parameters(),
+        "base_bytes_16": base,
+        "prompt_tokens": PROMPT,
+        "new_tokens": TOKENS,
+    }
+    methods = known.get("methods", {})
+    own = methods.setdefault(method, {})
+    own[name] = part
+    for found in own.values():
+        if found.get("deltas") and "served 0" in own:
+            more = found["resident_bytes"] - own["served 0"]["resident_bytes"]
+            found["share_of_limit"] = more / (found["deltas"] * RATIO * base)
+    store(NAME, facts | {"methods": methods})
 
 
 if __name__ == "__main__":

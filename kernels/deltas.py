@@ -12,6 +12,7 @@ Papers: D-QRELO, arXiv:2604.16940; serving many over one base, BitDelta, arXiv:2
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +169,17 @@ def load_deltas(
     chosen = backends.choose(backend, torch.device(device or "cpu").type)
     choice = Choice((0,) if opened else (BASE,))
     homes = _Homes(model, choice, chosen, compute)
+    freed = 0
     for index, delta in enumerate(opened):
         homes.products.append({})
         for name, stored in delta.manifest.tensors.items():
             if stored.kind != "same":
                 _add(homes, index, delta, name)
+            freed += prod(stored.shape)  # signs, a byte each on their way into panels
+            if freed > packed_model.FREED_MAX:
+                freed = 0
+                packed_model.trim()
+    packed_model.trim()
     known: Any = model
     known.unicomp_products = homes.products
     known.unicomp_choice, known.unicomp_deltas = choice, len(opened)

@@ -126,7 +126,7 @@ def load(
         freed += found.in_features * found.out_features
         if freed > FREED_MAX:
             freed = 0
-            _trim()
+            trim()
         return found
 
     for name, place in _places(network, zeros).items():
@@ -180,7 +180,7 @@ def _end_step(*_: object) -> None:
         backends.return_cores()
 
 
-def _trim() -> None:
+def trim() -> None:
     """Return freed memory to the system where the C library would keep it: glibc does.
 
     Loading a model of 1.1 billion parameters in 4 bits peaked at 1.49 GB instead of 1.29.
