@@ -145,7 +145,9 @@ def _chosen(work: _Work) -> Cut:
             what = f"the loss without {len(sets[0])} layers, {len(sets)} ways"
             work.show(Progress("search", layer, total, what))
 
-        return losses(decoder, readout, work.calibration.ids, sets, step)
+        # A layer with experts can be loaded once only.
+        fresh = _decoder(work, plan.model, plan.dense.config, plan.dense, eager=False)
+        return losses(fresh, readout, work.calibration.ids, sets, step)
 
     cut = method.choose(plan.axes, plan.sizes, seen, loss)
     work.note({"cut": _cut_json(cut)}, start)

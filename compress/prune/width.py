@@ -156,7 +156,7 @@ class Width(CutMethod):
             inner = {"ffn": self.ffn} if sizes.ffn else {}
             if sizes.expert_ffn:
                 width = self.ffn * sizes.expert_ffn // sizes.ffn if sizes.ffn else self.ffn
-                inner["expert_ffn"] = max(1, width)
+                inner["expert_ffn"] = width if not sizes.ffn else _even(width)
             shape = replace(shape, **inner)
         if shape == sizes:
             raise refuse("nothing would be pruned: the model has these sizes", "give smaller ones")
@@ -198,6 +198,11 @@ def multiple(width: int, wanted: int | None) -> int:
     while found < LARGEST_MULTIPLE and found * 2 * STEPS <= width:
         found *= 2
     return found
+
+
+def _even(width: int) -> int:
+    """Return a width that products of many experts take: rows of 16 bytes and multiples."""
+    return max(LEAST_MULTIPLE, width // LEAST_MULTIPLE * LEAST_MULTIPLE)
 
 
 def _units(width: int, wanted: int | None) -> int:
