@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from unicomp import __version__
+from unicomp import __version__, machine
 from unicomp.cli import bench, delta, recipes, show
 from unicomp.cli.compare import compare
 from unicomp.cli.env import env
@@ -131,6 +131,7 @@ def main() -> NoReturn:
     them as often as Python does, and taking them down one by one at the end, takes seconds.
     """
     gc.set_threshold(100_000, 50, 100)
+    machine.keep_freed_memory()
     code = exit_code()
     atexit._run_exitfuncs()
     try:

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,10 @@ def run(
     for note in plan.notes:
         progress(Progress("prepare", 0, 0, "plan", note=note))
     progress(Progress("prepare", 0, 0, "hashing the source"))
-    hashes = plan.checkpoint.sha256()
-    calibration = read_calibration(plan)
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(plan.checkpoint.sha256)
+        calibration = read_calibration(plan)
+    hashes = hashing.result()
     if not resume and folder.exists():
         shutil.rmtree(folder)
     made = not folder.exists()
