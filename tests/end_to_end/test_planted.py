@@ -38,20 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(model: Path, out: Path, *words: str) -> tuple[int, Report]:
     """Score a model as a user does; returns the exit code and the report."""
-    code = exit_code(
-        [
-            "score",
-            str(model),
-            "--baseline",
-            BASE,
-            "--out",
-            str(out),
-            "--quiet",
-            "--gate",
-            "default",
-            *words,
-        ]
-    )
+    line = ["score", str(model), "--baseline", BASE, "--out", str(out), "--quiet"]
+    code = exit_code([*line, "--gate", "default", *words])
     return code, scores.read(out)
 
 
