@@ -1,14 +1,14 @@
 """How fast are the packed products here, beside what a user could install instead?
 
-One weight [out, in] times M tokens, for each contender: our kernels (int4 in groups of 128, ternary
-in 2 and 1.6 bits, on the best instruction set and on AVX2), torch (bfloat16, float32, dynamic int8,
-its int4), ONNX Runtime's MatMulNBits, OpenVINO's compressed int4 and llama.cpp's Q4_0. Each
-contender is a process of its own that holds more than a gigabyte of distinct weights; in each round
-every one in turn is told to make some calls and says how long they took. "cold" goes from weight to
-weight, so that each comes from memory, as when a model decodes; "hot" repeats one. Right before its
-calls a contender multiplies with all its weights once, untimed: a virtual machine takes back the
-pages of a process that rests. The read ceiling is a plain loop over memory with the same prefetch,
-measured in every round too.
+One weight [out, in] times M tokens, for each contender: our kernels (int4 in groups of 128, with
+activations rounded to int8 or exact, ternary in 2 and 1.6 bits, on the best instruction set and on
+AVX2), torch (bfloat16, float32, dynamic int8, its int4), ONNX Runtime's MatMulNBits, OpenVINO's
+compressed int4 and llama.cpp's Q4_0. Each contender is a process of its own that holds more than a
+gigabyte of distinct weights; in each round every one in turn is told to make some calls and says
+how long they took. "cold" goes from weight to weight, so that each comes from memory, as when a
+model decodes; "hot" repeats one. Right before its calls a contender multiplies with all its weights
+once, untimed: a virtual machine takes back the pages of a process that rests. The read ceiling is a
+plain loop over memory with the same prefetch, measured in every round too.
 
 Pages: our weights lie on huge pages wherever the system gives them. `--pages huge` has the others'
 allocations on huge pages too (a tunable of glibc), `--pages plain` leaves them as they come.
@@ -46,16 +46,18 @@ HERE = Path(__file__).resolve().parent
 GROUP = 128
 TOKENS = (1, 4, 16, 64, 256, 512)
 Call = Callable[[Any], Any]
-OURS = {
-    "ours int4": ("int4", 4, None),
-    "ours int4 avx2": ("int4", 4, "avx2"),
-    "ours ternary 2.0": ("int2", 2, None),
-    "ours ternary 1.6": ("trit5", 2, None),
+OURS: dict[str, tuple[Any, int, str | None, Any]] = {  # kind, bits, instruction set, compute
+    "ours int4": ("int4", 4, None, "int8"),
+    "ours int4 avx2": ("int4", 4, "avx2", "int8"),
+    "ours int4 exact": ("int4", 4, None, "exact"),
+    "ours ternary 2.0": ("int2", 2, None, "int8"),
+    "ours ternary 1.6": ("trit5", 2, None, "int8"),
 }
 # name -> (bits of a weight, least group of columns that shares a scale, bits of a scale)
 BITS = {
     "ours int4": 4 + 16 / GROUP,
     "ours int4 avx2": 4 + 16 / GROUP,
+    "ours int4 exact": 4 + 16 / GROUP,
     "ours ternary 2.0": 2.0,
     "ours ternary 1.6": 1.6,
     "torch bfloat16": 16,
@@ -134,10 +136,10 @@ class Contender:
         from unicomp.kernels import blocked, cpu
         from unicomp.kernels.packed import PackedTensor, Scheme
 
-        kind, bits, isa = OURS[self.name]
+        kind, bits, isa, compute = OURS[self.name]
         if isa is not None:
             cpu.use(isa)
-        self.about = {"isa": cpu.isa(), "pages": "huge"}
+        self.about = {"isa": cpu.isa(), "pages": "huge", "compute": compute}
         cpu.set_threads(self.threads)
         group = GROUP if kind == "int4" else -1
         scheme = Scheme(bits, group)
@@ -146,7 +148,7 @@ class Contender:
         packed = PackedTensor(self._codes(seed, low, high), scale, None, scheme)
         size = blocked.blocked_bytes(kind, (self.rows, self.columns), scheme, torch.float16)
         weight = cpu.block(packed, kind, cpu.allocate(size))
-        return lambda x: cpu.linear(x, weight), packed.dequantize
+        return lambda x: cpu.linear(x, weight, compute=compute), packed.dequantize
 
     def _torch_bfloat16(self, seed: int) -> tuple[Call, Any]:
         import torch
