@@ -116,6 +116,9 @@ ROOT_SCALED = frozenset({"gemma2", "gemma3_text"})
 # In these what attention and MLP give is normed before it is added.
 NORMED_AFTER = frozenset({"gemma2", "gemma3_text", "olmo2"})
 
+# Stock transformers refuses a hidden size of these that the heads do not divide, head_dim or not.
+DIVIDED = frozenset({"llama", "gemma2", "gemma3_text"})
+
 
 class Axes:
     """The axes of one model's tensors, and its sizes."""
@@ -271,6 +274,20 @@ class Axes:
         if owner.endswith(("q_norm", "k_norm")):
             return ((),)
         return ((Run(Axis.HIDDEN),),) if len(meta.shape) == 1 else ((),) * len(meta.shape)
+
+    def fits(self, sizes: Shape) -> bool:
+        """Tell whether stock transformers takes a model of this type with these sizes."""
+        return self.model.type not in DIVIDED or sizes.hidden % sizes.heads == 0
+
+    def check(self, sizes: Shape) -> None:
+        """Refuse sizes that stock transformers would refuse to load."""
+        if not self.fits(sizes):
+            raise UnsupportedError(
+                f"transformers takes no `{self.model.type}` whose {sizes.heads} heads do not "
+                f"divide its {sizes.hidden} hidden channels",
+                hint=f"use {sizes.hidden // sizes.heads * sizes.heads} hidden channels, or other "
+                "heads",
+            )
 
     def params(self, sizes: Shape) -> int:
         """Return the parameters of the model at these sizes: elements of all stored tensors."""

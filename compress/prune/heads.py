@@ -54,13 +54,16 @@ class Heads(CutMethod):
                 "prune it by `width`",
             )
         if self.heads is not None or self.kv_heads is not None:
-            return [self._given(sizes)]
+            shape = self._given(sizes)
+            axes.check(shape)
+            return [shape]
         each = sizes.heads // sizes.kv_heads
         some = {(kv * each, kv) for kv in range(1, sizes.kv_heads)}
         some |= {(sizes.kv_heads * few, sizes.kv_heads) for few in range(1, each)}
-        shapes = [replace(sizes, heads=heads, kv_heads=kv) for heads, kv in some]
+        every = [replace(sizes, heads=heads, kv_heads=kv) for heads, kv in some]
+        shapes = [shape for shape in every if axes.fits(shape)]
         if not shapes:
-            raise refuse("every head would be removed: the model has one", "prune it by `width`")
+            raise refuse("no fewer heads can be had: the model has one", "prune it by `width`")
         return largest(axes, self.goal(axes), shapes, "heads")
 
     def _given(self, sizes: Shape) -> Shape:

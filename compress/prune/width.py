@@ -56,7 +56,9 @@ class Width(CutMethod):
     def shapes(self, axes: Axes) -> list[Shape]:
         """Return the shapes that meet the goal, the one that should cost least first."""
         if any(getattr(self, name) is not None for name in self._exact()):
-            return [self._given(axes)]
+            shape = self._given(axes)
+            axes.check(shape)
+            return [shape]
         goal = self.goal(axes)
         found = list(self._search(axes, goal))
         if not found:
@@ -77,7 +79,7 @@ class Width(CutMethod):
                 else:
                     high = middle
             shape = self._narrowed(axes, hidden, kv_heads, low)
-            if low and shape != axes.sizes:
+            if low and shape != axes.sizes and axes.fits(shape):
                 yield shape
 
     def _ffn(self, sizes: Shape) -> int:

@@ -210,7 +210,7 @@ def test_sink_heads_go_first(
     tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
 ) -> None:
     """The head with most attention to the first token, by stock eager attention, is gone."""
-    folder = tiny_model("llama", num_key_value_heads=4)
+    folder = tiny_model("qwen3", num_key_value_heads=4)
     plan = planned(folder, "heads", tiny_text, heads=3, kv_heads=3, criterion="sink")
     run_cut(replace_compensate(plan), tmp_path / "out")
     tokenizer = text.tokenizer(folder)
