@@ -171,6 +171,45 @@ def inspect(delta: Delta, json: Json = False, quiet: Quiet = False) -> None:
         _show(found, [(*key, *_sums(group)) for key, group in rows.items()])
 
 
+@app.command("recovery")
+def recovery(
+    base: Annotated[Path, typer.Option("--base", metavar="REPORT", help="The base's report.")],
+    tuned: Annotated[
+        Path, typer.Option("--tuned", metavar="REPORT", help="The fine-tune's report.")
+    ],
+    compressed: Annotated[
+        Path, typer.Option("--compressed", metavar="REPORT", help="The restored model's report.")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a delta keeps of the fine-tune's gain: per task, the worst, and on average.
+
+    Reports are those that `unicomp score --out` wrote of the three models.
+
+    Example: unicomp delta recovery --base b.json --tuned t.json --compressed r.json
+    """
+    from unicomp.evaluate.recovery import recovery as kept
+    from unicomp.evaluate.scores import read
+
+    found = kept(read(base), read(tuned), read(compressed))
+    if json:
+        show.json(found.to_json())
+        return
+    rows = [
+        (own.name, own.base, own.tuned, own.compressed, own.recovery, "yes" if own.clear else "no")
+        for own in found.tasks
+    ]
+    columns = ("score", "base", "fine-tune", "compressed", "recovery", "clear gain")
+    show.table(None, columns, rows)
+    show.facts(
+        [
+            ("worst", f"{found.worst.name}, {found.worst.recovery:.4f}"),
+            ("mean", f"{found.mean:.4f}; clipped to 0 and 1: {found.clipped:.4f}"),
+        ]
+    )
+
+
 def _show(made: "DeltaManifest", rows: list[tuple[object, ...]]) -> None:
     totals, base = made.totals, made.base
     share = totals.payload / totals.matrix_bytes_16 if totals.matrix_bytes_16 else 0.0
@@ -184,13 +223,23 @@ def _show(made: "DeltaManifest", rows: list[tuple[object, ...]]) -> None:
             ("stored exactly", size.show(totals.other)),
             ("file", f"{size.show(totals.file)}, with the base {_both(made)}"),
             ("error of the delta", error),
+            *_trained(made),
         ]
     )
     for note in made.notes:
         show.note(f"note: {note}")
     if rows:
         show.text("")
-        show.table(None, ("tensors", "kept as", "count", "bytes", "ratio", "error", "cosine"), rows)
+        columns = ("tensors", "kept as", "count", "bytes", "ratio", "rank", "error", "cosine")
+        show.table(None, columns, rows)
+
+
+def _trained(made: "DeltaManifest") -> list[tuple[str, str]]:
+    if made.trained is None or made.calibration is None:
+        return []
+    before, after = made.trained.loss_before, made.trained.loss_after
+    words = f"{made.trained.steps} steps on {made.calibration.source}"
+    return [("scales trained", f"{words}; error of logits {before:.4g} -> {after:.4g}")]
 
 
 def _both(made: "DeltaManifest") -> str:
@@ -206,7 +255,7 @@ def _how(own: "Stored") -> str:
 
 
 def _sums(group: "list[Stored]") -> tuple[object, ...]:
-    """Return count, bytes, ratio, and the means of error and cosine."""
+    """Return count, bytes, ratio, least and largest rank, and the means of error and cosine."""
     stored = sum(own.bytes for own in group)
     dense = sum(2 * prod(own.shape) for own in group)
     errors = [own.error for own in group if own.error is not None]
@@ -215,9 +264,15 @@ def _sums(group: "list[Stored]") -> tuple[object, ...]:
         len(group),
         size.show(stored),
         stored / dense if dense else None,
+        _span([own.rank for own in group]),
         sum(errors) / len(errors) if errors else None,
         sum(cosines) / len(cosines) if cosines else None,
     )
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def _show_plan(plan: "DeltaPlan", json: bool) -> None:

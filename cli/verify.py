@@ -9,16 +9,19 @@ from unicomp.cli.options import Json, Model, Quiet
 def verify(model: Model, json: Json = False, quiet: Quiet = False) -> None:
     """Check that a checkpoint is whole, free of NaN and infinite values, and as its manifest says.
 
-    Every file is hashed and every tensor read. All problems are listed, and the exit code is 1.
+    Every file is hashed and every tensor read. All problems are listed, and the exit code is 1. A
+    folder that `delta compress` made is checked likewise.
 
     Example: unicomp verify builtin:tinyworld
     """
     from unicomp import manifest
     from unicomp.hub import resolve
+    from unicomp.kernels import delta_folder
 
     source = resolve(model)
     compared = (source.folder / manifest.NAME).is_file()
-    problems = manifest.verify(source.folder)
+    delta = delta_folder.is_delta(source.folder)
+    problems = (delta_folder if delta else manifest).verify(source.folder)
     if json:
         show.json(
             {

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from unicomp import manifest as manifests
-from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, read_header
+from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, check_finite, read_header
 from unicomp.errors import CheckpointError
 from unicomp.folder import not_a_folder, parse_json, quote, read_config, read_small
 from unicomp.kernels.delta import Layout, PackedDelta, collect, module_of
@@ -279,6 +279,32 @@ def open_delta(folder: Path) -> DeltaFolder:
         if hashlib.sha256(data).hexdigest() != expected.sha256:
             raise _unlike(folder, f"`{quote(name)}` has changed")
     return DeltaFolder(folder, manifest, read_config(folder), infos)
+
+
+def is_delta(folder: Path) -> bool:
+    """Say whether a folder holds a delta, whole or not, instead of a checkpoint."""
+    return (folder / WEIGHTS).is_file()
+
+
+def verify(folder: Path) -> list[str]:
+    """Read a whole delta: every tensor's hash and values, every file's hash.
+
+    returns  every problem found, in words; empty if there is none. What `open_delta` refuses is one
+             problem, since no tensor can then be told from another.
+    """
+    try:
+        opened = open_delta(folder)
+    except CheckpointError as error:
+        return [error.message]
+    problems = []
+    for name in opened.tensors:
+        try:
+            check_finite(name, opened.read(name), str(folder / WEIGHTS))
+        except CheckpointError as error:
+            problems.append(error.message)
+    for name in manifests.hashes(folder).keys() - opened.manifest.files.keys():
+        problems.append(f"`{folder / name}` is not in the manifest")
+    return problems
 
 
 def metas(name: str, own: Stored) -> list[Meta]:

@@ -26,6 +26,14 @@ def test_compress_inspect_restore(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "of 16 bits" in shown
     assert "model.layers.*.mlp.down_proj.weight" in shown
+    assert exit_code(["verify", out]) == 0
+    assert "whole" in capsys.readouterr().out
+    weights = tmp_path / "d/delta.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    assert exit_code(["verify", out]) == 1
+    assert "is not as `unicomp.json` says" in capsys.readouterr().err
+    weights.write_bytes(whole)
     restored = str(tmp_path / "r")
     words = ["delta", "restore", out, "--base", "builtin:tinyworld", "--out", restored, "--quiet"]
     assert exit_code(words) == 0
@@ -84,3 +92,18 @@ def test_a_recipe_has_a_delta_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     recipe.write_text(text + "  - quantize: rtn\n")
     assert exit_code(["run", str(recipe), "--out", str(tmp_path / "e")]) == 1
     assert "cannot stand beside `delta`" in capsys.readouterr().err
+
+
+def test_recovery_of_three_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["delta", "recovery"]
+    for name, value in (("base", 0.2), ("tuned", 0.6), ("compressed", 0.5)):
+        score = {"axis": "accuracy", "name": "accuracy/t/acc", "value": value, "unit": "share"}
+        score |= {"higher_is_better": True, "status": "measured"}
+        report = {"schema": "unicomp.report/1", "model": {"id": name}, "baseline": None}
+        report |= {"machine": {}, "versions": {}, "seeds": {}, "scores": [score]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+        words += [f"--{name}", str(tmp_path / f"{name}.json")]
+    assert exit_code(words) == 0
+    assert "worst  accuracy/t/acc, 0.7500" in capsys.readouterr().out
+    assert exit_code([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clipped_mean"] == pytest.approx(0.75)
