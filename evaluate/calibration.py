@@ -312,7 +312,9 @@ def _aurc(name: str, ours: Seen, theirs: Seen | None) -> Score:
 
     units = ours.predictions.units
     draws = estimates.DRAWS if units == ours.predictions.unit.numel() else TOKEN_DRAWS
-    ci95 = estimates.bootstrap(lambda weights: area(ours, weights), units, draws=draws)
+    ci95 = estimates.bootstrap(
+        lambda weights: area(ours, weights), units, draws=draws, low=0.0, high=1.0
+    )
     value = float(area(ours, None)[0])
     if theirs is None:
         return _score(name, value, ours, ci95=ci95)
@@ -361,7 +363,7 @@ def _temperature(name: str, ours: Seen, theirs: Seen | None) -> Score:
         return {"nll": float(heated.nll[judge, at].sum() / count), "ece": float(gaps / count)}
 
     ci95 = estimates.bootstrap(
-        lambda weights: grid[(weights @ heated.nll[fit]).argmin(1)], len(fit)
+        lambda weights: grid[(weights @ heated.nll[fit]).argmin(1)], len(fit), smooth=False
     )
     return _score(
         name,
