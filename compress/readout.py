@@ -64,6 +64,11 @@ class Readout:
             rows = slice(start, min(start + step, self.vocab))
             yield rows, self._weights.read(self.head, rows).float()
 
+    def logits(self, seen: Tensor, rows: Tensor) -> Tensor:
+        """Return what rows of the head [rows, hidden] make of normed states [tokens, hidden]."""
+        logits = seen @ rows.T
+        return self._softcap * torch.tanh(logits / self._softcap) if self._softcap else logits
+
     @torch.no_grad()
     def loss(self, states: Tensor, ids: Tensor) -> Tensor:
         """Return the loss of every next token, in nats: [windows, seq_len - 1].
@@ -77,9 +82,7 @@ class Readout:
         own = torch.zeros(len(seen))
         for rows, weight in self.pieces(seen.shape[1]):
             for part in torch.arange(len(seen)).split(max(1, PIECE // len(weight))):
-                logits = seen[part] @ weight.T
-                if self._softcap:
-                    logits = self._softcap * torch.tanh(logits / self._softcap)
+                logits = self.logits(seen[part], weight)
                 total[part] = torch.logaddexp(total[part], logits.logsumexp(-1))
                 at = wanted[part] - rows.start
                 inside = (at >= 0) & (at < len(weight))

@@ -6,6 +6,7 @@ for.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +22,19 @@ class Sparsity:
 
     share  of the weights that become zero, of each row; with n and m the share that these make
     n, m   of every m neighbouring weights of a row n stay; both None: no such pattern
+    within by how much a linear's own share may differ, the share being that of the whole model;
+           None: every linear has the share
     """
 
     share: float
     n: int | None = None
     m: int | None = None
+    within: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}" if self.m is not None else f"{self.share:g}"
+        if self.m is not None:
+            return f"{self.n}:{self.m}"
+        return f"{self.share:g}" + (f" ± {self.within:g}" if self.within is not None else "")
 
     def fits(self, columns: int) -> bool:
         """Tell whether rows of this many columns can have the pattern."""
@@ -64,6 +70,26 @@ def parse(text: float | str) -> Sparsity:
     if not 0 < share < 1:
         raise ValueError(f"a share of zeros lies between 0 and 1, got {share:g}")
     return Sparsity(share)
+
+
+def notes(sparsity: Sparsity) -> Iterator[str]:
+    """Yield what whoever runs the model should know: zeros alone bring mostly nothing."""
+    same = "zeros take as many bytes as other weights"
+    if sparsity.m is None:
+        yield (
+            f"{same}, and no runtime named here skips single ones: "
+            "neither the file nor the model gets smaller or faster by them"
+        )
+    else:
+        yield (
+            f"{same}; n:m patterns are faster only on GPUs with sparse tensor cores and a runtime "
+            "that uses them, such as 2:4 in vLLM: not measured here"
+        )
+    if sparsity.within is not None:
+        yield (
+            f"{sparsity.share:g} of all weights together: each linear's share, within "
+            f"{sparsity.within:g} of that, is measured before the first layer is pruned"
+        )
 
 
 def keep(scores: Tensor, target: Target) -> Tensor:

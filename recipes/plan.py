@@ -19,8 +19,9 @@ import torch
 
 from unicomp import machine
 from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.compress import sensitivity
 from unicomp.compress.method import LayerMethod, Need, PruneMethod, QuantizeMethod
-from unicomp.compress.sparsity import Sparsity, parse
+from unicomp.compress.sparsity import Sparsity, notes, parse
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels import format as formats
@@ -28,7 +29,7 @@ from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, context_length, describe
-from unicomp.recipes.forecast import hidden_bytes, measured_rate, memory, operations
+from unicomp.recipes.forecast import hidden_bytes, hidden_size, measured_rate, memory, operations
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
 
@@ -317,14 +318,21 @@ def plan_source(
     fates = {fate.name: fate for fate in made}
     schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
     targets = {name for name, fate in fates.items() if fate.scheme or fate.sparsity}
-    if not targets:
-        raise _nothing(method, fates)
+    if not targets or (pruner and not any(fate.sparsity for fate in fates.values())):
+        raise _nothing(pruner or method, fates)
     scored, held_out = what_is_scored(recipe, source)
     # GPT-2's Conv1D has no product in bfloat16 of its own here.
     plain = not any(linear.transposed for linear in description.linears())
     half = plain and _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
     chosen = memory(recipe, method, dense, description, targets, max_memory, bool(held_out), half)
     products = operations(recipe, method, dense, description, targets)
+    disk = hidden_bytes(recipe, method, dense, description, targets, chosen.held)
+    if pruner is not None and pruner.allocates() and recipe.calibration is not None:
+        layers, width = description.layers, hidden_size(dense.config)
+        tokens = recipe.calibration.samples * recipe.calibration.length
+        head = width * int(dense.config.get("vocab_size") or 0)
+        products += sensitivity.operations(layers, targets, tokens, head)
+        disk += sensitivity.bytes_on_disk(layers, targets, tokens, width)
     rate = measured_rate()
     out = sum(fate.bytes_out for fate in fates.values())
     return Plan(
@@ -346,7 +354,7 @@ def plan_source(
         held=chosen.held,
         half=half,
         memory=chosen.parts,
-        disk_bytes=out + hidden_bytes(recipe, method, dense, description, targets, chosen.held),
+        disk_bytes=out + disk,
         operations=products,
         seconds=products / rate,
         basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
@@ -477,14 +485,6 @@ def _fates(
 
 
 GATES = "gates are kept in the recipe but not decided yet"
-UNSTRUCTURED = (
-    "zeros take as many bytes as other weights, and no runtime named here skips single ones: "
-    "neither the file nor the model gets smaller or faster by them"
-)
-PATTERNED = (
-    "zeros take as many bytes as other weights; n:m patterns are faster only on GPUs with sparse "
-    "tensor cores and a runtime that uses them, such as 2:4 in vLLM"
-)
 IGNORED = "ignored by the recipe"
 _WHY = {
     "embedding": "an embedding is a table: no product reads it whole",
@@ -569,7 +569,7 @@ def _notes(
     if warning:
         yield str(warning)
     if pruner is not None:
-        yield UNSTRUCTURED if parse(pruner.sparsity).m is None else PATTERNED
+        yield from notes(next(fate.sparsity for fate in fates.values() if fate.sparsity))
         if pruner is not method:
             yield (
                 "pruned and quantized in one pass: zeros and grid are chosen together, by the "

@@ -24,7 +24,9 @@ from unicomp import machine, manifest
 from unicomp.compress.calibrate import Decoder, read_part, read_weight
 from unicomp.compress.layerwise import Solved, compared, compress_layer, solve_alone
 from unicomp.compress.method import Need, Pruned, PruneMethod, Pruning
-from unicomp.compress.sparsity import Budget, Target, parse
+from unicomp.compress.readout import Readout
+from unicomp.compress.sensitivity import shares
+from unicomp.compress.sparsity import Budget, Sparsity, Target, parse
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import UnicompError
 from unicomp.kernels.packed import Scheme
@@ -83,6 +85,7 @@ class _Work:
     show: Show
     calibration: CalibrationWindows | None
     targets: Mapping[str, Scheme | Target]
+    shares: Mapping[str, Sparsity]
     modules: dict[str, manifest.Module] = field(default_factory=dict)
     seconds: float = 0.0
     peak: int = 0
@@ -131,9 +134,11 @@ def run(
                 progress(Progress("prepare", 0, 0, "checking the source's values"))
                 check_values(plan)
             writer = Writer(folder, plan.layout())
-            work = _Work(
-                plan, folder, journal, writer, progress, calibration, _targets(plan, progress)
-            )
+            own = _shares(plan, journal, calibration, progress)
+            targets = _targets(plan, progress)
+            if isinstance(plan.method, PruneMethod):
+                targets |= own
+            work = _Work(plan, folder, journal, writer, progress, calibration, targets, own)
             made = False
             _copy_dense(work)
             _layers(work)
@@ -162,6 +167,41 @@ def _targets(plan: Plan, progress: Show) -> dict[str, Scheme | Target]:
                 found[linear.module] = zeros
         budget.turn()
     return found
+
+
+def _shares(
+    plan: Plan, journal: Journal, calibration: CalibrationWindows | None, progress: Show
+) -> dict[str, Sparsity]:
+    """Return module -> its own share of zeros, where those are measured before the work."""
+    pruner = plan.pruner or plan.method
+    if calibration is None or not isinstance(pruner, PruneMethod) or not pruner.allocates():
+        return {}
+    known = next((entry["shares"] for entry in journal.entries if "shares" in entry), None)
+    if known is None:
+        wanted = {name: fate.sparsity for name, fate in plan.fates.items() if fate.sparsity}
+        total = len(plan.model.layers)
+
+        def step(layer: int) -> None:
+            progress(Progress("prepare", layer, total, "measuring what zeros cost each linear"))
+
+        known = shares(
+            Decoder(
+                plan.model,
+                plan.dense.config,
+                plan.dense,
+                batch=plan.batch,
+                scratch=journal.folder,
+                half=plan.half,
+            ),
+            Readout(plan.model, plan.dense.config, plan.dense),
+            calibration.ids,
+            wanted,
+            next(iter(wanted.values())),
+            journal.folder,
+            step,
+        )
+        journal.append({"shares": known})
+    return {name: Sparsity(share) for name, share in known.items()}
 
 
 def _copy_dense(work: _Work) -> None:
@@ -411,7 +451,7 @@ def _statistics_layer(
         work.targets,
         plan.scale_dtype,
         plan.moment_bytes,
-        None if plan.pruner is None else partial(_pruning, plan, plan.pruner),
+        None if plan.pruner is None else partial(_pruning, work, plan.pruner),
     ):
         report(solved)
     following = {} if last else compared(plan.model.layers[layer.index + 1], work.targets)
@@ -424,9 +464,9 @@ def _statistics_layer(
     streams.update(after)
 
 
-def _pruning(plan: Plan, method: PruneMethod, linear: Linear) -> Pruning | None:
+def _pruning(work: _Work, method: PruneMethod, linear: Linear) -> Pruning | None:
     """Return what of a linear becomes zero while it is quantized."""
-    sparsity = plan.fates[linear.module].sparsity
+    sparsity = work.shares.get(linear.module, work.plan.fates[linear.module].sparsity)
     return None if sparsity is None else Pruning(method, sparsity)
 
 

@@ -20,7 +20,7 @@ from unicomp.compress.babai import nearest_plane, ordered
 from unicomp.compress.drift import moved
 from unicomp.compress.linalg import Factor, factorise, undamped
 from unicomp.compress.masked import Cheapest, Mask, Masked, whole
-from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
+from unicomp.compress.method import Allocation, Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
 
@@ -42,6 +42,11 @@ class Sparsegpt(PruneMethod):
         le=1,
         description="share of the input's drift from the uncompressed model's that is made up for; "
         "0 needs no second stream of activations",
+    )
+    allocation: Allocation = Field(
+        "uniform",
+        description="every linear has the share of zeros, or more where zeros are measured to cost "
+        "less, at the same number in all",
     )
     exclude_sink: bool = Field(
         False, description="leave each window's first token, where activations are massive, out"

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unicomp.compress.method import Need, Pruned, PruneMethod, Stats
+from unicomp.compress.method import Allocation, Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
 
@@ -19,6 +19,11 @@ class Wanda(PruneMethod):
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.NORM})
 
+    allocation: Allocation = Field(
+        "uniform",
+        description="every linear has the share of zeros, or more where zeros are measured to cost "
+        "less, at the same number in all",
+    )
     exclude_sink: bool = Field(
         False, description="leave each window's first token, where activations are massive, out"
     )
