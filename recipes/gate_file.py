@@ -6,32 +6,19 @@ A gate is written as it is in a recipe (`Gate` in `schema.py`); a gate file is a
 from collections.abc import Sequence
 from pathlib import Path
 
-from unicomp import suggest
 from unicomp.errors import RecipeError
 from unicomp.evaluate.verdicts import gates
 from unicomp.recipes.check import check_gates
-from unicomp.recipes.load import read_text
 from unicomp.recipes.schema import Gate
-from unicomp.recipes.tree import parse, shown
+from unicomp.recipes.shelf import Shelf
+from unicomp.recipes.tree import parse
 
-FOLDER = Path(__file__).parent / "gates"
-SUFFIXES = (".yaml", ".yml")
+SHELF = Shelf(Path(__file__).parent / "gates", "gate file")
 
 
 def shipped() -> list[str]:
     """Return the names of the gate files that come with unicomp, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def find(name: str | Path) -> Path:
-    """Return a gate file: a shipped name, or a path (anything with `/` or `.yaml`)."""
-    word = str(name)
-    if word in shipped():
-        return FOLDER / f"{word}.yaml"
-    path = Path(word)
-    if path.suffix in SUFFIXES or path.name != word or path.exists():
-        return path
-    raise RecipeError([(f"no gate file `{shown(word)}`", suggest.hint(word, shipped()))])
+    return SHELF.names()
 
 
 def read(name: str | Path) -> list[gates.Gate]:
@@ -39,9 +26,9 @@ def read(name: str | Path) -> list[gates.Gate]:
 
     Raises RecipeError with every problem.
     """
-    path = find(name)
-    file = path.name if path.parent == FOLDER else str(path)
-    return load(read_text(path), file=file)
+    path = SHELF.find(name)
+    file = path.name if path.parent == SHELF.folder else str(path)
+    return load(SHELF.read_text(path), file=file)
 
 
 def load(text: str, *, file: str) -> list[gates.Gate]:

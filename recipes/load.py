@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from unicomp import suggest
 from unicomp.errors import RecipeError
-from unicomp.recipes.tree import LARGEST, Path, Place, Problem, Tree, parse, shorten, shown
+from unicomp.recipes.shelf import Shelf
+from unicomp.recipes.tree import Path, Place, Problem, Tree, parse, shorten, shown
 
 if TYPE_CHECKING:
     from unicomp.recipes.schema import Recipe
 
 FOLDER = File(__file__).parent
-SUFFIXES = (".yaml", ".yml")
+SHELF = Shelf(FOLDER, "recipe")
 WORD = re.compile(r'"([^"]+)"|([^".=]+)')
 OVERRIDE = re.compile(
     rf"(?P<key>(?:{WORD.pattern})(?:\.(?:{WORD.pattern}))*)=(?P<value>.*)", re.DOTALL
@@ -31,41 +31,17 @@ FLAGS = {"data": "--calibration"}
 
 def shipped() -> list[str]:
     """Return the names of the recipes that come with unicomp, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return SHELF.names()
 
 
 def find(name: str | File) -> File:
     """Return the file of a recipe: a shipped name, or a path (anything with `/` or `.yaml`)."""
-    word = str(name)
-    if word in shipped():
-        return FOLDER / f"{word}.yaml"
-    path = File(word)
-    if path.suffix in SUFFIXES or path.name != word or path.exists():
-        return path
-    raise RecipeError([(f"no recipe `{shown(word)}`", suggest.hint(word, shipped()))])
+    return SHELF.find(name)
 
 
 def read_text(path: File) -> str:
     """Return the text of a file; RecipeError if it is absent, too large or not UTF-8."""
-    try:
-        if path.is_dir():
-            raise RecipeError([(f"{path}: is a folder", "name the `.yaml` file in it")])
-        with path.open("rb") as stream:
-            raw = stream.read(LARGEST + 1)
-    except OSError as error:
-        hint = None
-        if isinstance(error, FileNotFoundError):
-            near = suggest.closest(path.stem, shipped())
-            hint = f"a shipped recipe is named without a suffix: `{near}`" if near else None
-        raise RecipeError([(f"{path}: {(error.strerror or str(error)).lower()}", hint)]) from error
-    if len(raw) > LARGEST:
-        raise RecipeError([(f"{path}: is larger than {LARGEST} bytes", "a recipe is a short text")])
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        message = f"{path}:{line}: is not UTF-8: byte 0x{raw[error.start]:02x}"
-        raise RecipeError([(message, "save it as UTF-8")]) from error
+    return SHELF.read_text(path)
 
 
 def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> "Recipe":
@@ -85,7 +61,7 @@ def load(text: str, *, file: str, overrides: Sequence[str] = ()) -> "Recipe":
 def read(name: str | File, *, overrides: Sequence[str] = ()) -> tuple["Recipe", str]:
     """Return a recipe by shipped name or path, and its exact text (without the overrides)."""
     path = find(name)
-    text = read_text(path)
+    text = SHELF.read_text(path)
     return load(
         text, file=path.name if path.parent == FOLDER else str(path), overrides=overrides
     ), text
@@ -132,7 +108,7 @@ def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any)
         place = _flag(path, value, number)
         try:
             if isinstance(value, File):
-                branch, found = parse(read_text(value), file=str(value), rank=number)
+                branch, found = parse(SHELF.read_text(value), file=str(value), rank=number)
                 problems += found
             else:
                 branch = _branch(_plain(value), place)
@@ -283,7 +259,7 @@ def copy(path: File, to: File, *, overwrite: bool = False) -> File:
 
     Raises RecipeError if the file exists, unless `overwrite`, or cannot be written.
     """
-    text = read_text(path)
+    text = SHELF.read_text(path)
     target = to / path.name if to.is_dir() else to
     try:
         with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as stream:

@@ -37,6 +37,20 @@ LOCAL = [
     pytest.param("local_truthfulqa_mc1", marks=pytest.mark.slow),
     pytest.param("local_truthfulqa_mc2", marks=pytest.mark.slow),
 ]
+# All that is local; a minute or two each where there are thousands of documents.
+ALL = [
+    *TINYWORLD,
+    *GENERATED,
+    "local_blimp",
+    "local_hellaswag",
+    "local_arc_easy",
+    "local_arc_challenge",
+    "local_bbq_age",
+    "local_bbq_religion",
+    "local_crows_pairs",
+    "local_truthfulqa_mc1",
+    "local_truthfulqa_mc2",
+]
 BATCH = 16
 LIMIT = 200
 
@@ -67,14 +81,16 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def by_hand(model: str, arguments: dict[str, Any], task: str, limit: int | None) -> dict[str, Any]:
+def by_hand(
+    model: str, arguments: dict[str, Any], task: str, limit: int | None, batch: int
+) -> dict[str, Any]:
     """Return lm-eval's figures of a task and, for a group, of the group."""
     found = lm_eval.simple_evaluate(
         model=model,
         model_args=arguments,
         tasks=[task],
         task_manager=TaskManager(include_path=str(harness.FOLDER), include_defaults=False),
-        batch_size=BATCH,
+        batch_size=batch,
         device="cpu",
         limit=limit,
         bootstrap_iters=0,
@@ -89,17 +105,20 @@ def by_hand(model: str, arguments: dict[str, Any], task: str, limit: int | None)
     }
 
 
-def same_as_by_hand(folder: Path, task: str, limit: int | None, **how: Any) -> dict[str, float]:
+def same_as_by_hand(
+    folder: Path, task: str, limit: int | None, *, batch: int = BATCH, **how: Any
+) -> dict[str, float]:
     """Check every figure of a task, and return them."""
     report = score(
-        folder, axes=["accuracy"], tasks=[task], limit=limit, batch_size=BATCH, text=None, **how
+        folder, axes=["accuracy"], tasks=[task], limit=limit, batch_size=batch, text=None, **how
     )
     ours = {one.name: one.value for one in report.scores if one.name.count("/") == 2}
     if compute := how.get("compute"):
         model, arguments = "unicomp", {"compute": compute}
     else:
         model, arguments = "hf", {}
-    hand = by_hand(model, {"pretrained": str(folder), "dtype": "float32"} | arguments, task, limit)
+    arguments |= {"pretrained": str(folder), "dtype": "float32"}
+    hand = by_hand(model, arguments, task, limit, batch)
     assert ours == hand
     return hand
 
@@ -115,6 +134,14 @@ def test_benchmarks_as_by_hand(task: str, benchmarks: Path) -> None:
     if task == "local_blimp":
         assert len(found) == 11
         assert found["accuracy/local_blimp/acc"] > 0.6  # 0.5 is chance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ALL)
+def test_every_document_as_by_hand(task: str, benchmarks: Path) -> None:
+    own = task.startswith("tinyworld")
+    folder = builtin.model("tinyworld") if own else benchmarks / "models/stories260K"
+    same_as_by_hand(folder, task, None, batch=128)
 
 
 @pytest.mark.parametrize("compute", ["int8", "exact"])
