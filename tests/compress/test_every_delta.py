@@ -1,12 +1,7 @@
-"""What every delta method must do; methods are found, not listed."""
-
-import inspect
-import re
-import sys
+"""What every delta method must do, beside what every method must (`test_every_method.py`)."""
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from unicomp.compress import methods
@@ -70,24 +65,6 @@ KINDS += ["rank one", "nothing"]
 
 def test_there_are_methods() -> None:
     assert {"dqrelo", "dqrelo-plus", "bitdelta", "svd"} <= set(DELTA)
-
-
-@pytest.mark.parametrize("name", DELTA)
-def test_options_survive_yaml(name: str) -> None:
-    for options in ({}, {"ratio": 0.25, "ignore": ["lm_head"], "seed": 7}):
-        method = made(name, **options)
-        text = yaml.safe_dump(method.model_dump(mode="json"))
-        assert type(method).model_validate(yaml.safe_load(text)) == method
-
-
-@pytest.mark.parametrize("name", DELTA)
-def test_it_says_where_it_is_from_and_what_it_takes(name: str) -> None:
-    kind = methods.find("delta", name)
-    document = inspect.getdoc(sys.modules[kind.__module__]) or ""
-    assert re.search(r"^Papers?: .*arXiv:\d{4}\.\d{5}", document, re.MULTILINE | re.DOTALL)
-    assert "[out, in]" in (inspect.getdoc(kind.solve) or "")  # type: ignore[attr-defined]
-    for field in kind.model_fields.values():
-        assert field.description
 
 
 @pytest.mark.parametrize("name", DELTA)

@@ -15,6 +15,8 @@ from unicomp.compress.quantize.rtn import Rtn
 from unicomp.kernels.packed import Scheme
 
 QUANTIZE = methods.methods("quantize")
+NEEDED: dict[str, dict[str, object]] = {"quantize": {}, "delta": {"base": "builtin:tinyworld"}}
+EVERY = [(verb, name) for verb in NEEDED for name in methods.methods(verb)]
 
 
 def made(name: str, **options: object) -> QuantizeMethod:
@@ -54,17 +56,20 @@ def test_there_are_methods() -> None:
     assert {"rtn", "gptq", "ternary"} <= set(QUANTIZE)
 
 
-@pytest.mark.parametrize("name", QUANTIZE)
-def test_options_survive_yaml(name: str) -> None:
-    for options in ({}, {"ignore": ["lm_head", "re:.*gate"], "group_size": 32}):
-        method = made(name, **options)
+@pytest.mark.parametrize(("verb", "name"), EVERY)
+def test_options_survive_yaml(verb: str, name: str) -> None:
+    for options in ({}, {"ignore": ["lm_head", "re:.*gate"]}):
+        method = methods.find(verb, name).model_validate(NEEDED[verb] | options)
         text = yaml.safe_dump(method.model_dump(mode="json"))
         assert type(method).model_validate(yaml.safe_load(text)) == method
+        assert method != methods.find(verb, name).model_validate(
+            NEEDED[verb] | {"ignore": ["another"]}
+        )
 
 
-@pytest.mark.parametrize("name", QUANTIZE)
-def test_it_says_where_it_is_from_and_what_it_takes(name: str) -> None:
-    kind = methods.find("quantize", name)
+@pytest.mark.parametrize(("verb", "name"), EVERY)
+def test_it_says_where_it_is_from_and_what_it_takes(verb: str, name: str) -> None:
+    kind = methods.find(verb, name)
     document = inspect.getdoc(sys.modules[kind.__module__]) or ""
     assert re.search(r"^Papers?: .*arXiv:\d{4}\.\d{5}", document, re.MULTILINE | re.DOTALL)
     assert "[out, in]" in (inspect.getdoc(kind.solve) or "")  # type: ignore[attr-defined]
