@@ -14,8 +14,9 @@ the pair (attention, MLP) answers with the second linear of what was kept, and n
 that answer is kept in its turn where another pass will want it.
 
 Differs: Hessians are means of x.xT (GPTQ's code has a factor 2, which cancels). States and sums are
-float32; the linears of a bfloat16 model multiply in bfloat16, as they will when the model is used,
-where the processor has instructions for it, and so do the second moments of what they read.
+float32; the linears and the attention of a bfloat16 model multiply in bfloat16, as they will when
+the model is used, where the processor has instructions for it, and so do the second moments of what
+they read.
 """
 
 import contextlib
@@ -30,11 +31,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from unicomp import machine
 from unicomp.checkpoint import check_finite
 from unicomp.compress.method import Need, Stats
 from unicomp.compress.moments import Moments, Norms
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
+from unicomp.kernels import attention
 from unicomp.models import Layer, Linear, Model, Part
 
 Put = Callable[[Tensor], None]
@@ -100,7 +103,11 @@ class _HalfLinear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         bias = self._parameters["bias"]
-        product = nn.functional.linear(states.to(self.weight.dtype), self.weight)
+        version, half = getattr(states, "unicomp_half", (None, states))
+        if states.dtype != self.weight.dtype and version != states._version:
+            half = states.to(self.weight.dtype)  # q, k and v read one input: once is enough
+            states.unicomp_half = states._version, half  # type: ignore[attr-defined]
+        product = nn.functional.linear(half, self.weight)
         if bias is not None:
             product = product.float() + bias
         return product.to(self.answers)
@@ -150,6 +157,8 @@ class Decoder:
         settings = CONFIG_MAPPING[model.type].from_dict(dict(config))
         with init_empty_weights(include_buffers=False):
             skeleton = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        if half and skeleton.config._attn_implementation == "sdpa":
+            skeleton.set_attn_implementation(attention.HALF)
         self._skeleton = skeleton.eval()
         self._layers = list(cast(nn.ModuleList, skeleton.get_submodule(model.architecture.layers)))
         self._calls: dict[int, list[_Call]] = {}
@@ -246,6 +255,7 @@ class Decoder:
             for leaf, value in list(child._parameters.items()):
                 if value is not None:
                     _to_meta(child, leaf)
+        machine.return_freed_memory()  # else what lies between grows from layer to layer
 
     def weight(self, linear: Linear) -> Tensor:
         """Return a linear's weight, float32 [out, in]; CheckpointError where it is not finite."""

@@ -91,3 +91,20 @@ def spans(
     threads: int,
     /,
 ) -> None: ...
+def attention(
+    query: int,
+    query_strides: tuple[int, int, int],
+    key: int,
+    key_strides: tuple[int, int, int],
+    value: int,
+    value_strides: tuple[int, int, int],
+    out: int,
+    batch: int,
+    heads: int,
+    key_heads: int,
+    tokens: int,
+    width: int,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unicomp import hub
+from unicomp import hub, machine
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.folder import quote
@@ -178,8 +178,8 @@ def load_deltas(
             freed += prod(stored.shape)  # signs, a byte each on their way into panels
             if freed > packed_model.FREED_MAX:
                 freed = 0
-                packed_model.trim()
-    packed_model.trim()
+                machine.return_freed_memory()
+    machine.return_freed_memory()
     known: Any = model
     known.unicomp_products = homes.products
     known.unicomp_choice, known.unicomp_deltas = choice, len(opened)

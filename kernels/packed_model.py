@@ -13,9 +13,7 @@ What no kernel takes is dequantized, as `load.py` does it, and `Loaded` says whi
   rows share, words of compressed-tensors before 0.18
 """
 
-import ctypes
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unicomp import hub
+from unicomp import hub, machine
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.kernels import attention
@@ -126,7 +124,7 @@ def load(
         freed += found.in_features * found.out_features
         if freed > FREED_MAX:
             freed = 0
-            trim()
+            machine.return_freed_memory()
         return found
 
     for name, place in _places(network, zeros).items():
@@ -178,17 +176,6 @@ def _begin_step(model: nn.Module, args: tuple[Any, ...], words: dict[str, Any]) 
 def _end_step(*_: object) -> None:
     if not torch.compiler.is_compiling():
         backends.return_cores()
-
-
-def trim() -> None:
-    """Return freed memory to the system where the C library would keep it: glibc does.
-
-    Loading a model of 1.1 billion parameters in 4 bits peaked at 1.49 GB instead of 1.29.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def loaded(model: nn.Module) -> Loaded:

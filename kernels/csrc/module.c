@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include "attention.h"
 #include "gram.h"
 #include "isa.h"
 #include "nearest.h"
@@ -265,6 +266,49 @@ static PyObject *spans(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *attention(PyObject *self, PyObject *args) {
+    (void)self;
+    address query, key, value, out;
+    Py_ssize_t strides[3][3], batch, heads, key_heads, tokens, width;
+    float scale;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "K(nnn)K(nnn)K(nnn)KnnnnnfI", &query, &strides[0][0],
+                          &strides[0][1], &strides[0][2], &key, &strides[1][0], &strides[1][1],
+                          &strides[1][2], &value, &strides[2][0], &strides[2][1], &strides[2][2],
+                          &out, &batch, &heads, &key_heads, &tokens, &width, &scale, &threads))
+        return NULL;
+    int wrong = batch < 0 || key_heads < 1 || heads < key_heads || heads % key_heads ||
+                tokens < 0 || width < 1 || width % UC_WIDTH_STEP || width > UC_WIDTH_MAX;
+    for (int i = 0; i < 9; i++)
+        wrong |= strides[i / 3][i % 3] < 0;
+    if (wrong || !uc_gram_usable()) {
+        PyErr_SetString(PyExc_ValueError, "sizes out of range, or no bfloat16 instructions");
+        return NULL;
+    }
+    struct uc_heads given[3];
+    const address data[3] = {query, key, value};
+    for (int i = 0; i < 3; i++)
+        given[i] = (struct uc_heads){AT(const uint16_t, data[i]), (size_t)strides[i][0],
+                                     (size_t)strides[i][1], (size_t)strides[i][2]};
+    const struct uc_attention own = {.batch = (size_t)batch,
+                                     .heads = (size_t)heads,
+                                     .key_heads = (size_t)key_heads,
+                                     .tokens = (size_t)tokens,
+                                     .width = (size_t)width,
+                                     .query = given[0],
+                                     .key = given[1],
+                                     .value = given[2],
+                                     .scale = scale,
+                                     .out = AT(uint16_t, out)};
+    int done;
+    PyThreadState *python = PyEval_SaveThread();
+    done = uc_attention(&own, threads ? threads : 1);
+    PyEval_RestoreThread(python);
+    if (done)
+        Py_RETURN_NONE;
+    return PyErr_NoMemory();
+}
+
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
     {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
@@ -275,6 +319,7 @@ static PyMethodDef methods[] = {
     {"linear", linear, METH_VARARGS, "Multiply activations with a weight in panels."},
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
+    {"attention", attention, METH_VARARGS, "Attend causally over whole windows in bfloat16."},
     {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
     {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},
     {"spans", spans, METH_VARARGS, "Find the scale of every group of a weight."},

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from unicomp.kernels import attention
+from unicomp.kernels import attention, causal, gram
+
+SOME = torch.zeros(1, 1, dtype=torch.bfloat16)
+needed = pytest.mark.skipif(not gram.usable(SOME), reason="no bfloat16 instructions, or no kernels")
 
 LIMIT = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 
@@ -92,3 +95,30 @@ def test_what_plain_attention_cannot_do_is_left_to_transformers() -> None:
     assert torch.equal(found, wanted)
     with pytest.raises(ValueError, match="softcap"):
         attention.forward(module(3), query, key, value, None, scaling=0.3, softcap=30.0)
+
+
+@needed
+def test_prompts_in_bfloat16_go_to_the_kernel_and_nothing_else_does() -> None:
+    draw = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, heads, 40, 16, generator=draw) for heads in (6, 2, 2))
+    query, key, value = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    own, double = module(3), (query.double(), key.double(), value.double())
+    wanted, _ = sdpa_attention_forward(own, double[0], double[1], double[2], None)
+    found, weights = attention.forward(own, query, key, value, None)
+    assert weights is None
+    assert torch.equal(found, causal.attend(query, key, value, scale=0.25))
+    assert float((found - wanted).norm() / wanted.norm()) < LIMIT[torch.bfloat16]
+    assert torch.equal(attention.forward_in_bfloat16(own, q, k, v, None)[0], found)
+
+    theirs, _ = sdpa_attention_forward(own, query, key, value, None)
+    assert not torch.equal(found, theirs)
+    mask = torch.ones(2, 1, 40, 40, dtype=torch.bool).tril()
+    wishes: list[dict[str, Any]] = [{"attention_mask": mask}, {"is_causal": False}]
+    for wish in wishes:
+        given: dict[str, Any] = {"attention_mask": None, **wish}
+        half, _ = attention.forward(own, query, key, value, **given)
+        assert torch.equal(half, sdpa_attention_forward(own, query, key, value, **given)[0])
+        full, _ = attention.forward_in_bfloat16(own, q, k, v, **given)
+        assert torch.equal(full, sdpa_attention_forward(own, q, k, v, **given)[0])
+    query.requires_grad_()
+    assert attention.forward(own, query, key, value, None)[0].requires_grad
