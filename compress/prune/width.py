@@ -22,13 +22,10 @@ from unicomp.compress.axes import FUSED_HEADS, Axes, Shape
 from unicomp.compress.cut_method import CutMethod, Goal, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
 from unicomp.compress.importance import LayerScores
+from unicomp.compress.widths import LARGEST_MULTIPLE, STEPS, cost, even, multiple, multiples
 
-LARGEST_MULTIPLE = 256
-LEAST_MULTIPLE = 8
-STEPS = 16  # a width is divided into at least so many multiples
 MOST_HIDDEN = 0.4  # share of the hidden channels that may go
 MOST_GROUPS = 0.5
-COST = {"hidden": 4.0, "kv_heads": 2.0, "ffn": 1.0}
 
 
 class Width(CutMethod):
@@ -64,12 +61,12 @@ class Width(CutMethod):
         if not found:
             least = [self._narrowed(axes, *sizes, 1) for sizes in self._frames(axes)]
             return largest(axes, goal, least, "width")
-        return sorted(found, key=lambda shape: (_cost(axes.sizes, shape), -axes.params(shape)))
+        return sorted(found, key=lambda shape: (cost(axes.sizes, shape), -axes.params(shape)))
 
     def _search(self, axes: Axes, goal: Goal) -> Iterator[Shape]:
         for hidden, kv_heads in self._frames(axes):
             low, high = 0, STEPS * LARGEST_MULTIPLE * 1024
-            high = min(high, _units(self._ffn(axes.sizes), self.multiple))
+            high = min(high, multiples(self._ffn(axes.sizes), self.multiple))
             if goal.met(axes, self._narrowed(axes, hidden, kv_heads, high)):
                 low = high
             while low + 1 < high:  # the widest FFN that meets the goal
@@ -102,7 +99,7 @@ class Width(CutMethod):
     def _narrowed(self, axes: Axes, hidden: int, kv_heads: int, units: int) -> Shape:
         """Return the shape with the FFN at so many of its multiples."""
         sizes = axes.sizes
-        most = _units(self._ffn(sizes), self.multiple)
+        most = multiples(self._ffn(sizes), self.multiple)
 
         def narrow(width: int) -> int:
             step = multiple(width, self.multiple)
@@ -158,7 +155,7 @@ class Width(CutMethod):
             inner = {"ffn": self.ffn} if sizes.ffn else {}
             if sizes.expert_ffn:
                 width = self.ffn * sizes.expert_ffn // sizes.ffn if sizes.ffn else self.ffn
-                inner["expert_ffn"] = width if not sizes.ffn else _even(width)
+                inner["expert_ffn"] = width if not sizes.ffn else even(width)
             shape = replace(shape, **inner)
         if shape == sizes:
             raise refuse("nothing would be pruned: the model has these sizes", "give smaller ones")
@@ -187,36 +184,3 @@ class Width(CutMethod):
         if sizes.hidden < old.hidden:
             hidden = best(torch.stack([one.hidden for one in seen]).sum(0), sizes.hidden)
         return Cut(tuple(range(old.layers)), hidden, layers)
-
-
-def multiple(width: int, wanted: int | None) -> int:
-    """Return what a width should be a multiple of: a power of two, 8 to 256, unless one is given.
-
-    256 is what tiles and groups of quantized weights divide; a narrow width has smaller ones.
-    """
-    if wanted is not None:
-        return wanted
-    found = LEAST_MULTIPLE
-    while found < LARGEST_MULTIPLE and found * 2 * STEPS <= width:
-        found *= 2
-    return found
-
-
-def _even(width: int) -> int:
-    """Return a width that products of many experts take: rows of 16 bytes and multiples."""
-    return max(LEAST_MULTIPLE, width // LEAST_MULTIPLE * LEAST_MULTIPLE)
-
-
-def _units(width: int, wanted: int | None) -> int:
-    return -(-width // multiple(width, wanted))
-
-
-def _cost(old: Shape, new: Shape) -> float:
-    """Return a rule of thumb for what a shape loses: the shares cut, dearer the more is gone."""
-    total = 0.0
-    for name, weight in COST.items():
-        before, after = getattr(old, name), getattr(new, name)
-        if name == "ffn" and not before:
-            before, after = old.expert_ffn, new.expert_ffn
-        total += weight * (before / after - 1)
-    return total

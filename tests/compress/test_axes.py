@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.axes import FUSED_HEADS, Axes
-from unicomp.compress.prune.width import multiple
+from unicomp.compress.widths import multiple
 from unicomp.errors import UnsupportedError
 from unicomp.kernels.dense import open_dense
 from unicomp.models import ARCHITECTURES, describe

@@ -8,7 +8,7 @@ from unicomp.compress.method import QuantizeMethod
 from unicomp.recipes.load import comment, find, load, read, shipped
 
 WANTED = {"quickstart", "w4-gptq", "w3-gptq", "w8-rtn", "w4-rtn", "w2-ternary"}
-WANTED |= {"sparse-2-4", "prune-quantize"}
+WANTED |= {"sparse-2-4", "prune-quantize", "width-25", "depth-25"}
 
 
 def test_those_promised_are_shipped() -> None:
