@@ -34,8 +34,8 @@ from unicomp.kernels.packed import PackedTensor, Scheme
 PER_CHANNEL = -1
 LEAST_GROUP = 8
 LARGEST_GROUP = 1 << 20
-# How far a linear's share of zeros may be from the common one: at 0.05 both models on which it was
-# measured lost less, at 0.1 one of them lost more under SparseGPT (benchmarks/README.md).
+# How far a linear's share of zeros may be from the common one: what was measured at the common
+# share holds near it.
 WITHIN = 0.05
 
 Allocation = Literal["uniform", "sensitivity"]

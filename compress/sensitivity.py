@@ -11,8 +11,7 @@ the common share neither holds.
 The model is walked through once, with a stream of states for each change: one layer is in memory.
 
 Papers: equal slopes, Shoham and Gersho, IEEE Trans. ASSP 36(9), 1988; the curve, Wanda,
-arXiv:2306.11695; that layers differ in what they bear, OWL, arXiv:2310.05175, whose ratio of
-outliers was measured too and found worse (benchmarks/README.md).
+arXiv:2306.11695; that layers differ in what they bear, OWL, arXiv:2310.05175.
 """
 
 import math

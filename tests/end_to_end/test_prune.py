@@ -198,6 +198,32 @@ def test_order_on_tinyworld(tmp_path: Path) -> None:
     hold_the_order(builtin.model("tinyworld"), "builtin:tinyworld", held_out, tmp_path)
 
 
+def test_shares_by_sensitivity_lose_less_than_equal_ones(tmp_path: Path) -> None:
+    model, held_out = builtin.model("tinyworld"), str(builtin.heldout("heldout.txt"))
+    for method in ("wanda", "sparsegpt"):
+        found = []
+        for allocation in ("sensitivity", "uniform"):
+            out = tmp_path / f"{method}-{allocation}"
+            run(planned(model, method, "builtin:tinyworld", allocation=allocation), out)
+            found.append(divergence(model, held_out, out))
+        assert found[0] < found[1], method
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, 1.5, -0.5, "4:2", "2:2", "0:4"])
+def test_no_such_sparsity(sparsity: object) -> None:
+    with pytest.raises(UnicompError, match=r"between 0 and 1|0 < n < m"):
+        planned(builtin.model("tinyworld"), "magnitude", None, sparsity=sparsity)
+
+
+def test_nothing_to_prune_in_one_pass_is_an_error_too() -> None:
+    text = (
+        "version: 1\ncalibration: {data: builtin:tinyworld, samples: 4}\nstages:\n"
+        "  - {prune: wanda, sparsity: '500:1000'}\n  - {quantize: gptq}\n"
+    )
+    with pytest.raises(UnicompError, match=r"nothing would be pruned: .* multiple of 1000"):
+        plan(load(text, file="x"), model=str(builtin.model("tinyworld")))
+
+
 @pytest.mark.slow
 def test_order_on_template_gpt(assets: Path, tmp_path: Path) -> None:
     texts = assets / "text/tinystories"
