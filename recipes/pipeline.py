@@ -263,8 +263,10 @@ def _carry_out(plan: Pipeline, journal: Journal, progress: Show) -> list[Manifes
             checkpoint = Checkpoint.open(before)
             planned = _plan(planned.recipe, source, open_dense(checkpoint), plan.max_memory)
         shutil.rmtree(folder, ignore_errors=True)
-        carry_out = run_cut if isinstance(planned, CutPlan) else runs.run
-        found = carry_out(planned, folder, progress=progress)  # type: ignore[operator]
+        if isinstance(planned, CutPlan):
+            found = run_cut(planned, folder, progress=progress)
+        else:
+            found = runs.run(planned, folder, progress=progress)
         journal.append({"made": found.to_json()})
         made.append(found)
         shutil.rmtree(before, ignore_errors=True)
