@@ -154,6 +154,7 @@ class Decoder:
         self._dtype = torch.bfloat16 if half else torch.float32
         self._kept: dict[str, HiddenStates] = {}
         self._answers: dict[str, HiddenStates] = {}
+        self._rooms: dict[tuple[object, ...], HiddenStates] = {}
         settings = CONFIG_MAPPING[model.type].from_dict(dict(config))
         with init_empty_weights(include_buffers=False):
             skeleton = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
@@ -449,9 +450,11 @@ class Decoder:
             del self._kept[inner]
 
     def _room(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> HiddenStates:
-        """Return room for what all windows have at one place of a layer."""
+        """Return room for what all windows have at one place of a layer; the next uses it again."""
         path = None if self.scratch is None else self.scratch / f"{name}.bin"
-        return HiddenStates(path, shape, dtype)
+        if (name, shape, dtype) not in self._rooms:
+            self._rooms[name, shape, dtype] = HiddenStates(path, shape, dtype)
+        return self._rooms[name, shape, dtype]
 
     def _inputs(
         self,

@@ -80,4 +80,5 @@ def spectrum(matrix: Tensor, rank: int, *, seed: int) -> Tensor:
         return leading(matrix, rank, seed=seed)[1].double().square()
     tall = matrix.shape[0] > matrix.shape[1]
     gram = matrix.T @ matrix if tall else matrix @ matrix.T
-    return torch.linalg.eigvalsh(gram).flip(0)[:rank].clamp_min(0).double()
+    squares: Tensor = torch.linalg.eigvalsh(gram)
+    return squares.flip(0)[:rank].clamp_min(0).double()

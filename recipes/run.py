@@ -113,10 +113,11 @@ def run(
     folder = working_folder(out)
     for note in plan.notes:
         progress(Progress("prepare", 0, 0, "plan", note=note))
-    progress(Progress("prepare", 0, 0, "hashing the source"))
+    progress(Progress("prepare", 0, 0, "hashing the source and checking its values"))
     with ThreadPoolExecutor(1) as beside:
         hashing = beside.submit(plan.checkpoint.sha256)
         calibration = read_calibration(plan)
+        check_values(plan)
     hashes = hashing.result()
     if not resume and folder.exists():
         shutil.rmtree(folder)
@@ -130,9 +131,6 @@ def run(
     try:
         with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
             check_space(plan, folder)
-            if not journal.entries:
-                progress(Progress("prepare", 0, 0, "checking the source's values"))
-                check_values(plan)
             writer = Writer(folder, plan.layout())
             own = _shares(plan, journal, calibration, progress)
             targets = _targets(plan, progress)
