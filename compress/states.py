@@ -4,6 +4,8 @@ With a file, memory holds a batch of them, and an interrupted run finds them aga
 """
 
 import contextlib
+import mmap
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -49,24 +51,34 @@ class HiddenStates:
         return windows * seq_len * width * self.dtype.itemsize
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the windows in order, `size` at a time: [size, seq_len, hidden]."""
+        """Yield the windows in order, `size` at a time: [size, seq_len, hidden].
+
+        Those of a file are its pages, not copies of them; what is changed does not reach the file.
+        """
         if self._held is not None:
             yield from torch.split(self._held, size)
             return
         windows, seq_len, width = self.shape
-        with self.path.open("rb", buffering=0) as file:
+        window = seq_len * width * self.dtype.itemsize
+        with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self.nbytes:
+                raise CheckpointError(
+                    f"`{self.path}` is shorter than {self.nbytes} bytes",
+                    hint="start over with --fresh",
+                )
             for start in range(0, windows, size):
-                batch = torch.empty(min(size, windows - start), seq_len, width, dtype=self.dtype)
-                view = _bytes(batch)
-                while view:
-                    got = file.readinto(view)
-                    if not got:
-                        raise CheckpointError(
-                            f"`{self.path}` is shorter than {self.nbytes} bytes",
-                            hint="start over with --fresh",
-                        )
-                    view = view[got:]
-                yield batch
+                count = min(size, windows - start)
+                beyond = start * window % mmap.ALLOCATIONGRANULARITY
+                mapped = mmap.mmap(
+                    file.fileno(),
+                    beyond + count * window,
+                    access=mmap.ACCESS_COPY,
+                    offset=start * window - beyond,
+                )
+                flat = torch.frombuffer(
+                    mapped, dtype=self.dtype, count=count * seq_len * width, offset=beyond
+                )
+                yield flat.view(count, seq_len, width)
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[Callable[[Tensor], None]]:
