@@ -93,7 +93,8 @@ def test_keys_are_those_of_the_contract(folder: Path) -> None:
     assert {"source", "recipe_sha256", "calibration", "stages", "totals", "files"} <= set(written)
     assert {"versions", "machine", "seeds"} <= set(written)
     assert set(written["source"]) == {"id", "revision", "sha256"}
-    assert set(written["calibration"]) == {"source", "sha256", "samples", "seq_len", "seed"}
+    keys = {"source", "sha256", "samples", "seq_len", "seed", "parts"}  # parts: of a mix
+    assert set(written["calibration"]) == keys
     stage = written["stages"][0]
     assert {"verb", "method", "options", "seconds", "modules"} <= set(stage)
     assert {"peak_rss_bytes", "peak_gpu_bytes"} <= set(stage)
