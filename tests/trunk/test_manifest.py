@@ -100,7 +100,8 @@ def test_keys_are_those_of_the_contract(folder: Path) -> None:
     assert {"peak_rss_bytes", "peak_gpu_bytes"} <= set(stage)
     wanted = "bits group_size bytes error_before error_after damp clip_fraction tokens fallback"
     assert set(wanted.split()) <= set(stage["modules"][QUANTIZED])
-    assert set(written["totals"]) == {"params", "bytes_in", "bytes_out", "bits_per_weight"}
+    keys = {"params", "params_in", "bytes_in", "bytes_out", "bits_per_weight"}  # in: before a cut
+    assert set(written["totals"]) == keys
     assert all(set(file) == {"sha256", "bytes"} for file in written["files"].values())
     assert not {"unicomp.json", "README.md", "report.json"} & set(written["files"])
     assert {"model.safetensors", "config.json", "recipe.yaml"} <= set(written["files"])
