@@ -38,6 +38,7 @@ from unicomp.recipes.prepare import (
     check_space,
     check_values,
     fingerprint,
+    make_folder,
     read_calibration,
 )
 from unicomp.recipes.run import Progress, Show
@@ -95,15 +96,7 @@ def run_cut(
     calibration = read_calibration(plan)
     if calibration is None:
         raise UnicompError("there is no calibration text", hint="give `--calibration`")
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnicompError(
-            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
-        ) from error
+    made = make_folder(folder, resume=resume)
     try:
         with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
             check_space(plan, folder)

@@ -51,6 +51,7 @@ from unicomp.recipes.delta import GRACE, DeltaPlan, is_matrix, matrices_of
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import working_folder
+from unicomp.recipes.prepare import make_folder
 from unicomp.recipes.run import Progress, Show
 from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write_file
 
@@ -112,15 +113,7 @@ def compress(
     source, base = plan.tuned.sha256(), plan.base.checkpoint.sha256()
     windows, calibration = _windows(plan)
     folder = working_folder(out)
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    empty = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnicompError(
-            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
-        ) from error
+    empty = make_folder(folder, resume=resume)
     with Journal(folder, _fingerprint(plan, source, base, windows)) as journal:
         work = _Work(
             plan, folder, journal, progress, source, windows, calibration, dict(plan.tensors)

@@ -21,7 +21,7 @@ from unicomp import __version__, machine, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.cut_method import CutMethod
 from unicomp.compress.method import QuantizeMethod
-from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.errors import UnsupportedError
 from unicomp.evaluate.cost.gain import Gain, beside
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource, open_dense
@@ -35,7 +35,7 @@ from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, working_folder
-from unicomp.recipes.prepare import score_output
+from unicomp.recipes.prepare import make_folder, score_output
 from unicomp.recipes.run import Progress, Show
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import check_target, publish, write_file
@@ -211,15 +211,7 @@ def run(
         return runs.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
     check_target(out, overwrite=overwrite)
     folder = working_folder(out)
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
-    fresh = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnicompError(
-            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
-        ) from error
+    fresh = make_folder(folder, resume=resume)
     hashes = plan.passes[0].checkpoint.sha256()
     with Journal(folder, _fingerprint(plan, hashes)) as journal:
         try:

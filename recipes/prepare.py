@@ -151,3 +151,22 @@ def score_output(
     report = report.model_copy(update={"model": Subject(id=name), "baseline": baseline})
     scores.write(folder / "report.json", report)
     return report.to_json()
+
+
+def make_folder(folder: Path, *, resume: bool) -> bool:
+    """Make a run's working folder where there is none; return whether it was made.
+
+    resume  what an interrupted run left stays; False: it is thrown away
+
+    Raises UnicompError where it cannot be made.
+    """
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnicompError(
+            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
+        ) from error
+    return made

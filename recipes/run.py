@@ -28,7 +28,6 @@ from unicomp.compress.readout import Readout
 from unicomp.compress.sensitivity import shares
 from unicomp.compress.sparsity import Budget, Sparsity, Target, parse
 from unicomp.compress.states import HiddenStates
-from unicomp.errors import UnicompError
 from unicomp.kernels.packed import Scheme
 from unicomp.manifest import Manifest
 from unicomp.models import Layer, Linear
@@ -42,6 +41,7 @@ from unicomp.recipes.prepare import (
     check_space,
     check_values,
     fingerprint,
+    make_folder,
     read_calibration,
     score_output,
 )
@@ -119,15 +119,7 @@ def run(
         calibration = read_calibration(plan)
         check_values(plan)
     hashes = hashing.result()
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnicompError(
-            f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
-        ) from error
+    made = make_folder(folder, resume=resume)
     try:
         with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
             check_space(plan, folder)
