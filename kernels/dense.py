@@ -8,6 +8,7 @@ since an error that was made before stays in whatever is made of these weights.
     compressed-tensors  pack-quantized, int-, naive- and float-quantized; groups, channels, blocks
     gptq                versions 1 and 2, 2, 3, 4 and 8 bits, any g_idx
     fp8                 blocks with `weight_scale_inv`, as DeepSeek-V3 writes them
+    bitnet              transformers' ternary weights, packed offline, both classes of linears
     mxfp4               gpt-oss experts: `*_blocks`, `*_scales`; arXiv:2310.10537 for the values
 
 All arithmetic is float32 with one rounding to the dtype of the result.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.kernels import bitnet
 from unicomp.kernels.formats.compressed_tensors import find_group
 from unicomp.kernels.formats.gptq import BITS, Gptq
 from unicomp.kernels.packed import unpack_words, words
@@ -397,6 +399,35 @@ class _Gptq(_Family):
         self.show(f"{module}.weight", shape, reader, present, f"{bits} bits, group {size}")
 
 
+class _BitNet(_Family):
+    """Ternary weights with one scale each; what their activations are rounded to is not undone."""
+
+    def find(self) -> None:
+        if self.config.get("use_rms_norm"):
+            raise self.unsupported("`use_rms_norm`")
+        if self.config.get("linear_class", "bitlinear") not in bitnet.CLASSES:
+            raise self.unsupported(f"linear_class `{self.config['linear_class']}`")
+        for name in list(self.checkpoint.tensors):
+            if name.endswith(".weight_scale"):
+                self._weight(name.removesuffix("_scale"), name)
+        if not self.readers:
+            raise self.unsupported("a file without packed weights (quantization_mode `online`)")
+
+    def _weight(self, weight: str, scales: str) -> None:
+        shape = self.shape(weight, scales)
+        kind = self.checkpoint.tensors[weight].dtype
+        if kind != "U8" or len(shape) != 2:
+            raise self.unsupported(f"`{weight}` of dtype {kind} and shape {list(shape)}")
+        self.shape(scales, weight, (1,), ())
+
+        def read(start: int, stop: int) -> Tensor:
+            codes = bitnet.unpack(self.read(weight))[start:stop]
+            scale = bitnet.factor(self.read(scales), self.config)
+            return (codes.float() * scale).to(DTYPES[self.dtype])
+
+        self.show(weight, (4 * shape[0], shape[1]), read, [weight, scales], "ternary, one scale")
+
+
 class _Fp8(_Family):
     """8-bit floats with a scale for every block, stored as its inverse by name but a factor."""
 
@@ -479,6 +510,7 @@ _E2M1 = torch.tensor([sign * v for sign in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 
 _FAMILIES: Mapping[str, type[_Family]] = {
     "compressed-tensors": _CompressedTensors,
     "gptq": _Gptq,
+    "bitnet": _BitNet,
     "fp8": _Fp8,
     "mxfp4": _Mxfp4,
 }

@@ -69,7 +69,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_quantized_model_runs_packed_and_says_what_does_not(
     mixture: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unicomp.kernels.packed_model import _Stored
+    from unicomp.kernels.stored import Stored
 
     capsys.readouterr()
     arguments = ["generate", mixture, "--prompt", "There is", "--max-new-tokens", "6"]
@@ -84,7 +84,7 @@ def test_a_quantized_model_runs_packed_and_says_what_does_not(
     assert loaded["compute"] == "exact"
     assert loaded["packed"] > 0
     assert loaded["dequantized"] == {}
-    monkeypatch.setattr(_Stored, "_compressed", lambda *_: "a reason")
+    monkeypatch.setattr(Stored, "_compressed", lambda *_: "a reason")
     assert exit_code(arguments) == 0
     assert (
         f"note: {loaded['packed']} quantized weights run dense: a reason" in capsys.readouterr().err

@@ -25,7 +25,8 @@ from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
 from unicomp.kernels.packed_experts import PackedExperts
-from unicomp.kernels.packed_model import _Stored, loaded
+from unicomp.kernels.packed_model import loaded
+from unicomp.kernels.stored import Stored
 from unicomp.models import ARCHITECTURES
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan
@@ -251,7 +252,7 @@ def test_what_kernels_do_not_take_is_dense_for_a_reason(
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     whole = {"model_type": "llama", "dtype": "float32", "quantization_config": config}
     (tmp_path / "config.json").write_text(json.dumps(whole))
-    found = _Stored(open_dense(Checkpoint.open(tmp_path)))
+    found = Stored(open_dense(Checkpoint.open(tmp_path)))
     if reason is None:
         assert found.linears == [f"{module}.weight"]
         assert not found.dense
