@@ -11,8 +11,10 @@ negative log-likelihood of a token, in windows of 256; what a delta keeps of it 
 plain one (`builtin:tinyworld`, not of the fine-tune's kind), for the others Shakespeare up to where
 the held-out part begins. The pair `... over 4 bits` has the same fine-tune, and as its base the
 embedded model rounded to 4 bits in groups of 32, as it is on disk: the delta then holds the
-rounding too. Figures of quality: a busy machine does not change them. The embedded pairs need no
-assets; `--pair` takes one pair, and leaves the figures of the others.
+rounding too. "Made over the unrounded base" are deltas over the embedded model itself, served over
+its rounded form, whose rounding then stays. Figures of quality: a busy machine does not change
+them. The embedded pairs need no assets; `--pair` takes one pair, and leaves the figures of the
+others.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from torch import Tensor
 
 from unicomp import builtin, hub, machine, text
 from unicomp.compress import methods
+from unicomp.kernels.delta_folder import Totals
+from unicomp.kernels.deltas import load_deltas
 from unicomp.kernels.load import load
 from unicomp.recipes.delta import plan_delta
 from unicomp.recipes.delta_run import compress, restore
@@ -55,6 +59,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dqrelo-plus, trained": ("dqrelo-plus", {"trained": True}),
 }
 OVER_4_BITS = "tinyworld-pirate over 4 bits"
+SERVED = ("bitdelta", "dqrelo", "dqrelo-plus")
 WORLD, PIRATE = "builtin:tinyworld", "builtin:tinyworld-pirate"
 Pair = tuple[str, str, Path, str]
 
@@ -95,15 +100,63 @@ def windows(model: str, file: Path) -> Tensor:
     return ids[: count * WINDOW].view(count, WINDOW)
 
 
-@torch.no_grad()
 def nll(model: str | Path, ids: Tensor) -> float:
+    """Return `nll_of` a checkpoint."""
+    return nll_of(load(hub.resolve(str(model)).folder), ids)
+
+
+@torch.no_grad()
+def nll_of(network: Any, ids: Tensor) -> float:
     """Return the mean negative log-likelihood of every token of a window but its first, in nats."""
-    network = load(hub.resolve(str(model)).folder)
     total = 0.0
     for batch in ids.split(BATCH):
         logits = network(batch).logits[:, :-1].log_softmax(-1)
         total -= float(logits.gather(2, batch[:, 1:, None]).sum(dtype=torch.float64))
     return total / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def point(
+    name: str, ratio: float, made: Totals, found: float, low: float, full: float
+) -> dict[str, Any]:
+    """Return what is stored of one contender, once its bytes are seen to keep the ratio.
+
+    found, low, full  negative log-likelihoods with the delta, of the base and of the fine-tune
+    """
+    share, recovery = made.payload / made.matrix_bytes_16, (low - found) / (low - full)
+    if share > ratio * 1.01:
+        raise RuntimeError(f"{name} takes {share} of {ratio}")
+    print(f"  {ratio:.4f} {name}: {recovery:.4f}", file=sys.stderr, flush=True)
+    return {
+        "contender": name,
+        "ratio": ratio,
+        "payload_share": share,
+        "file_bytes": made.file,
+        "file_share": made.file / made.matrix_bytes_16,
+        "error": made.error,
+        "nll": found,
+        "recovery": recovery,
+    }
+
+
+def served(pair: Pair, low: float, full: float) -> list[dict[str, Any]]:
+    """Compress over the embedded model, and score the deltas over its rounded form.
+
+    pair  its base is the rounded form
+    """
+    base, tuned, file, _ = pair
+    ids, points = windows(tuned, file), []
+    for method in SERVED:
+        kind = methods.find("delta", method)
+        for ratio in RATIOS[:1] if method == "bitdelta" else RATIOS:
+            known: Any = kind.model_validate({"base": WORLD, "ratio": ratio})
+            with tempfile.TemporaryDirectory() as folder:
+                delta = Path(folder, "delta")
+                made = compress(plan_delta(tuned, method, known), delta).totals
+                network = load_deltas(base, [delta], compute="exact", dtype=torch.float32)
+                found = nll_of(network, ids)
+            name = f"{method}, made over the unrounded base"
+            points.append(point(name, ratio, made, found, low, full))
+    return points
 
 
 def measure(pair: Pair, contenders: list[str]) -> dict[str, Any]:
@@ -126,21 +179,7 @@ def measure(pair: Pair, contenders: list[str]) -> dict[str, Any]:
                 made = compress(planned, delta).totals
                 restore(delta, base, again)
                 found = nll(again, ids)
-            share = made.payload / made.matrix_bytes_16
-            if share > ratio * 1.01:
-                raise RuntimeError(f"{name} takes {share} of {ratio}")
-            point = {
-                "contender": name,
-                "ratio": ratio,
-                "payload_share": share,
-                "file_bytes": made.file,
-                "file_share": made.file / made.matrix_bytes_16,
-                "error": made.error,
-                "nll": found,
-                "recovery": (low - found) / (low - full),
-            }
-            points.append(point)
-            print(f"  {ratio:.4f} {name}: {point['recovery']:.4f}", file=sys.stderr, flush=True)
+            points.append(point(name, ratio, made, found, low, full))
     return {
         "commit": commit(),
         "nll_base": low,
@@ -173,6 +212,9 @@ def main() -> None:
             if name == OVER_4_BITS:
                 rounded(Path(pair[0]))
             result["pairs"][name] = measure(pair, list(CONTENDERS))
+            if name == OVER_4_BITS:
+                own = result["pairs"][name]
+                own["points"] += served(pair, own["nll_base"], own["nll_tuned"])
     written = json.dumps(result, indent=1) + "\n"
     arguments.out.write_text(written, encoding="utf-8")
     print(written)
