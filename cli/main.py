@@ -23,6 +23,7 @@ import typer
 from unicomp import __version__, machine
 from unicomp.cli import bench, delta, recipes, show
 from unicomp.cli.compare import compare
+from unicomp.cli.distill import distill
 from unicomp.cli.env import env
 from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("quantize")(quantize)
 app.command("prune")(prune)
+app.command("distill")(distill)
 app.command("plan")(plan)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify)

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from unicomp import size
-from unicomp.cli import shape, show
+from unicomp.cli import shape, show, training
 from unicomp.cli.options import Json, MaxMemory, Quiet, RecipeModel, RecipeName, Set
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def show_plan(found: "Plan | Pipeline", json: bool) -> None:
         show.json(found.to_json())
         return
     from unicomp.recipes.cutting import CutPlan
+    from unicomp.recipes.distilling import DistillPlan
     from unicomp.recipes.plan import Plan
 
     if isinstance(found, Plan):
@@ -50,6 +51,8 @@ def show_plan(found: "Plan | Pipeline", json: bool) -> None:
     for one in found.passes:
         if isinstance(one, CutPlan):
             shape.show_cut(one)
+        elif isinstance(one, DistillPlan):
+            training.show_distill(one)
         else:
             _show_pass(one)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unicomp import size
-from unicomp.cli import delta, shape, show
+from unicomp.cli import delta, shape, show, training
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -105,7 +105,7 @@ def _show(made: "Manifest", out: Path) -> None:
     sparse = [module for module in modules.values() if module.sparsity is not None]
     zeros = sum(module.sparsity or 0.0 for module in sparse) / max(len(sparse), 1)
     totals = made.totals
-    facts = [("output", str(out)), *shape.facts(made)]
+    facts = [("output", str(out)), *shape.facts(made), *training.facts(made)]
     if sparse or packed or len(facts) == 1:
         done = (
             ("linears quantized", f"{len(packed)} of {len(modules)}")

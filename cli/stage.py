@@ -53,12 +53,14 @@ def run_stage(
     overwrite: bool,
     dry_run: bool,
     json: bool,
+    calibrated: bool = True,
     **head: Any,
 ) -> None:
     """Make a recipe of one stage, and carry it out or show its plan.
 
-    words  the values of `options(verb)`, None where the user gave none
-    head   what else the recipe says, as `format`
+    words       the values of `options(verb)`, None where the user gave none
+    calibrated  some of them are of the calibration text; else all are the method's
+    head        what else the recipe says, as `format`
     """
     require(out, device, dry_run)
     from unicomp.recipes.load import from_options
@@ -69,7 +71,7 @@ def run_stage(
         method,
         method_options.given(method_options.of_verb(verb), words),
         model=model,
-        calibration=method_options.given(CALIBRATION, words) or None,
+        calibration=(method_options.given(CALIBRATION, words) if calibrated else None) or None,
         **head,
     )
     found = plan(recipe, max_memory=max_memory)

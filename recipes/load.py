@@ -135,7 +135,9 @@ def _flat(top: Mapping[str, Any]) -> dict[Path, Any]:
 
 def _flag(path: Path, value: Any, number: int) -> Place:
     word = str(path[-1])
-    flag = FLAGS.get(word, f"--{word.replace('_', '-')}")
+    flag = f"--{word.replace('_', '-')}"
+    if path[0] == "calibration":
+        flag = FLAGS.get(word, flag)
     if word == "symmetric" and value is False:
         flag = "--asymmetric"
     if word == "model":

@@ -20,7 +20,7 @@ import torch
 from unicomp import __version__, machine, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.cut_method import CutMethod
-from unicomp.compress.method import QuantizeMethod
+from unicomp.compress.method import DistillMethod, QuantizeMethod
 from unicomp.errors import UnsupportedError
 from unicomp.evaluate.cost.gain import Gain, beside
 from unicomp.hub import Source
@@ -31,6 +31,8 @@ from unicomp.recipes import plan as plans
 from unicomp.recipes import run as runs
 from unicomp.recipes.cut_run import run_cut
 from unicomp.recipes.cutting import CutPlan, plan_cut
+from unicomp.recipes.distill_run import run_distill
+from unicomp.recipes.distilling import DistillPlan, plan_distill
 from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
@@ -40,7 +42,8 @@ from unicomp.recipes.run import Progress, Show
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import check_target, publish, write_file
 
-Pass = Plan | CutPlan
+Pass = Plan | CutPlan | DistillPlan
+ALONE = (CutMethod, DistillMethod)  # what is always a pipeline, if only of one pass
 SPARE = 1.5  # what models take in memory to run, as a share of their tensors
 
 
@@ -141,14 +144,15 @@ def plan(
     it leave, or not within `max_memory`.
     """
     passes = _passes(recipe)
-    if len(passes) == 1 and not isinstance(passes[0][0].options, CutMethod):
+    if len(passes) == 1 and not isinstance(passes[0][0].options, ALONE):
         return plans.plan(recipe, model=model, text=text, max_memory=max_memory)
     source = plans.find_source(recipe, model)
     checkpoint = Checkpoint.open(source.folder)
     dense = open_dense(checkpoint)
     made: list[Pass] = []
     for stages in passes:
-        one = _plan(_part(recipe, stages, stages == passes[-1]), source, dense, max_memory)
+        part = _part(recipe, stages, stages == passes[-1])
+        one = _plan(part, source, dense, max_memory, source)
         made.append(one)
         dense = one.result() if isinstance(one, CutPlan) else replace(dense, notes=())
     scored, held_out = plans.what_is_scored(recipe, source)
@@ -169,10 +173,11 @@ def _passes(recipe: Recipe) -> list[tuple[Stage, ...]]:
     """Put stages that go together into one pass; UnsupportedError for an order that makes none."""
     found: list[tuple[Stage, ...]] = []
     for stage in recipe.stages:
-        if found and isinstance(found[-1][-1].options, QuantizeMethod):
+        trains = isinstance(stage.options, DistillMethod)
+        if any(isinstance(s.options, QuantizeMethod) for p in found for s in p) and not trains:
             raise UnsupportedError(
                 f"`{stage.verb}: {stage.method}` after `quantize` would undo it",
-                hint="put `quantize` last",
+                hint="put `quantize` last, or only `distill` after it",
             )
         if found and len(found[-1]) == 1 and plans.fuse(found[-1][0], stage):
             found[-1] = (*found[-1], stage)
@@ -187,7 +192,17 @@ def _part(recipe: Recipe, stages: tuple[Stage, ...], last: bool) -> Recipe:
     return recipe.model_copy(update=without if last else without | {"target": ()})
 
 
-def _plan(recipe: Recipe, source: Source, dense: DenseSource, max_memory: int | None) -> Pass:
+def _plan(
+    recipe: Recipe,
+    source: Source,
+    dense: DenseSource,
+    max_memory: int | None,
+    original: Source,
+) -> Pass:
+    if isinstance(recipe.stages[0].options, DistillMethod):
+        return plan_distill(
+            recipe, None, source, dense.checkpoint, dense, max_memory, original=original
+        )
     make = plan_cut if isinstance(recipe.stages[0].options, CutMethod) else plans.plan_source
     return make(recipe, None, source, dense.checkpoint, dense, max_memory)
 
@@ -253,10 +268,13 @@ def _carry_out(plan: Pipeline, journal: Journal, progress: Show) -> list[Manifes
         if number:
             source = replace(plan.source, folder=before)
             checkpoint = Checkpoint.open(before)
-            planned = _plan(planned.recipe, source, open_dense(checkpoint), plan.max_memory)
+            dense = open_dense(checkpoint)
+            planned = _plan(planned.recipe, source, dense, plan.max_memory, plan.source)
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(planned, CutPlan):
             found = run_cut(planned, folder, progress=progress)
+        elif isinstance(planned, DistillPlan):
+            found = run_distill(planned, folder, progress=progress)
         else:
             found = runs.run(planned, folder, progress=progress)
         journal.append({"made": found.to_json()})

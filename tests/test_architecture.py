@@ -38,7 +38,7 @@ GATES = {
     "rich": r"cli/show\.py",
     "huggingface_hub": r"src/unicomp/hub\.py",
     "triton": r"kernels/\w+_triton\.py",
-    "accelerate": r"compress/(calibrate|distill/\w+)\.py",
+    "accelerate": r"compress/(calibrate|distill/training/\w+)\.py",
 }
 
 # Imported by name, installed and versioned by another dependency.

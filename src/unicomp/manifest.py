@@ -122,6 +122,29 @@ class Shape(_Part):
     kept: dict[str, list[Count]]
 
 
+class Training(_Part):
+    """How a student was trained, and what held-out text says of it.
+
+    stopped        what ended it: `passes`, `max_steps`, `max_tokens`, `max_time`, `early_stop`
+    before, after  held-out figures of the student as stored: nll, brier, accuracy, confidence,
+                   gap, ece, entropy, teacher_entropy, entropy_ratio, kl; nats and shares
+    temperature    one fitted on a part of the held-out text, and what it does on the other part
+    """
+
+    teacher: Source
+    data: str
+    data_sha256: Sha256
+    held_out: str
+    held_out_sha256: Sha256
+    seq_len: Count
+    steps: Count
+    tokens: Count
+    stopped: str
+    before: dict[str, float]
+    after: dict[str, float]
+    temperature: dict[str, float] | None
+
+
 class Stage(_Part):
     """One stage of the recipe as it ran; peaks in bytes; `shape` where it changed any."""
 
@@ -133,6 +156,7 @@ class Stage(_Part):
     peak_gpu_bytes: Count | None
     modules: dict[str, Module]
     shape: Shape | None = None
+    training: Training | None = None
 
 
 class Totals(_Part):

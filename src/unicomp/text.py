@@ -91,6 +91,31 @@ def read(
     return Text(source, documents, digest.hexdigest())
 
 
+def conversations(spec: str, *, field: str = "messages") -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages of each record, before any chat template.
+
+    field  that holds them; `messages` is taken where the default field of texts is named
+
+    Raises UnicompError for a text that is not of records, or a record without messages.
+    """
+    source, files = _files(spec, "calibration")
+    name = "messages" if field == "text" else field
+    for file in files:
+        if file.suffix == ".txt":
+            raise UnicompError(
+                f"text `{source}` has no messages", hint="give a `.jsonl` or `.parquet` file"
+            )
+        records = _jsonl(file) if file.suffix == ".jsonl" else _parquet(file, name)
+        for place, record in records:
+            value = record.get(name)
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise UnicompError(
+                    f"{place}: field `{name}` holds no messages",
+                    hint="each is a list of objects with `role` and `content`",
+                )
+            yield value
+
+
 def tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint folder; never runs code from that folder.
 

@@ -3,7 +3,8 @@
 What is compared is the hidden state after each layer, or what each attention block adds to it; so
 any number of heads will do. Where the widths differ a linear map, trained along and thrown away,
 brings the student's states to the teacher's width. The error is relative to the mean square of the
-teacher's states in the layer, so that no layer drowns the others.
+teacher's states in the layer and window, so that no layer drowns the others, and a batch may be
+shared out in any way.
 
 Papers: hints through a map, FitNets, arXiv:1412.6550, section 2.1; layer by layer in transformers,
 TinyBERT, arXiv:1909.10351, equations 7 and 8.
@@ -24,7 +25,7 @@ def matching(student: Tensor, teacher: Tensor, to_teacher: nn.Linear | None) -> 
     """
     found = student.float() if to_teacher is None else to_teacher(student.float())
     wanted = teacher.detach().float()
-    size = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    size = wanted.square().mean((-2, -1))[:, None].clamp_min(torch.finfo(torch.float32).tiny)
     return (found - wanted).square().mean(-1) / size
 
 

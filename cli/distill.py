@@ -1,0 +1,77 @@
+"""`unicomp distill`: one stage of a recipe, from the command line alone."""
+
+from typing import Annotated, Any
+
+import typer
+
+from unicomp.cli import method_options, stage
+from unicomp.cli.options import (
+    TEXT,
+    Device,
+    DryRun,
+    Json,
+    MaxMemory,
+    Model,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+)
+
+VERB = "distill"
+
+Method = Annotated[
+    str,
+    stage.method(VERB, "What the student learns from. Default: logits."),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        "--teacher", metavar="MODEL", help="The model to learn from, with the same tokenizer."
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option("--data", metavar="TEXT", help=f"The text to train on: {TEXT}."),
+]
+OWN = ("teacher", "data")
+
+
+@method_options.accept(
+    [one for one in method_options.of_verb(VERB) if one.name not in OWN], before="max_memory"
+)
+def distill(
+    model: Model,
+    teacher: Teacher,
+    data: Data,
+    out: Out = None,
+    method: Method = "logits",
+    max_memory: MaxMemory = None,
+    device: Device = "cpu",
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **words: Any,
+) -> None:
+    """Train a student to answer as its teacher does, after pruning or low-bit quantization.
+
+    What is packed stays packed, and what is zero stays zero. Every option is the key of the same
+    name in a recipe. Example: unicomp distill out/pruned --teacher builtin:tinyworld
+    --data builtin:tinyworld --out out/distilled --rate 1e-3
+    """
+    stage.run_stage(
+        VERB,
+        method,
+        words | {"teacher": teacher, "data": data},
+        model=model,
+        out=out,
+        max_memory=max_memory,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        json=json,
+        calibrated=False,
+    )
