@@ -22,6 +22,7 @@ they read.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -33,6 +34,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unicomp import machine
 from unicomp.checkpoint import check_finite
+from unicomp.compress.deferred import Deferred
 from unicomp.compress.method import Need, Stats
 from unicomp.compress.moments import Moments, Norms
 from unicomp.compress.states import HiddenStates
@@ -435,6 +437,9 @@ class Decoder:
             replay(linear, read(linear, inner))
             for before in layer.steps[index - 1][0]:
                 replay(module.get_submodule(before.inner), silent(before.shape[0]))
+        for child in module.children() if streams else ():
+            if _is_norm(child):  # what nobody reads now need not be computed
+                replay(child, partial(Deferred.of, compute=child.forward))
 
         def turn() -> None:
             current.update((inner, next(stream)) for inner, stream in streams.items())
@@ -490,6 +495,12 @@ class Decoder:
 
     def _finite(self, name: str, value: Tensor) -> Tensor:
         return finite(name, value)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Tell whether a module has gains for each channel and nothing else."""
+    own = list(module.parameters())
+    return bool(own) and not list(module.children()) and all(one.dim() == 1 for one in own)
 
 
 def read_weight(weights: Weights, linear: Linear) -> Tensor:

@@ -15,6 +15,8 @@ from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
 from unicomp.models import ARCHITECTURES, Model, describe
 
+AFTER = "post_attention_layernorm"
+
 
 class Files:
     """Reads one safetensors file with the reference library."""
@@ -142,6 +144,30 @@ def test_what_was_kept_stands_for_what_was_computed(
         wanted = decoder.forward(module, layer, batch)
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
     decoder.release(layer)
+
+
+def test_a_norm_that_nobody_reads_is_not_computed(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a layer's two norms is asked for by the two passes that its linears are in."""
+    model, decoder = opened(tiny_model("llama"))
+    layer = model.layers[0]
+    module = decoder.load(layer)
+    states = HiddenStates(tmp_path / "0", (2, 24, layer.steps[0][0][0].shape[1]))
+    states.write(decoder.embed(torch.randint(4, 60, (2, 24))))
+    norms = {module.get_submodule(name): name for name in ("input_layernorm", AFTER)}
+    kind, calls = type(module.get_submodule(AFTER)), list[str]()
+    plain = kind.forward
+
+    def counted(norm: torch.nn.Module, given: torch.Tensor) -> Any:
+        calls.append(norms[norm])
+        return plain(norm, given)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    for step in layer.steps:
+        decoder.statistics(layer, module, step, states)
+    decoder.outputs(layer, module, states, HiddenStates(tmp_path / "1", states.shape))
+    assert calls == 2 * ["input_layernorm"] + 2 * [AFTER]
 
 
 def test_cross_statistic_is_zero_for_equal_models_and_not_for_others(
