@@ -25,6 +25,7 @@ from unicomp.cli import bench, delta, recipes, show
 from unicomp.cli.compare import compare
 from unicomp.cli.distill import distill
 from unicomp.cli.env import env
+from unicomp.cli.export import export
 from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
 from unicomp.cli.plan import plan
@@ -55,6 +56,7 @@ app.command("quantize")(quantize)
 app.command("prune")(prune)
 app.command("distill")(distill)
 app.command("plan")(plan)
+app.command("export")(export)
 app.command("inspect")(inspect_checkpoint)
 app.command("verify")(verify)
 app.command("score")(score)

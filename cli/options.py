@@ -29,7 +29,7 @@ def _quiet(value: bool) -> bool:
     return value
 
 
-MODEL = "a folder, a Hub id `org/name[@revision]`, or `builtin:tinyworld`"
+MODEL = "a folder, a `.gguf` file, a Hub id `org/name[@revision]`, or `builtin:tinyworld`"
 TEXT = "a .txt, .jsonl or .parquet file, `builtin:tinyworld`, or `hub:org/name[:config][/split]`"
 
 Json = Annotated[

@@ -46,10 +46,11 @@ class Source:
 
 
 def resolve(model: str) -> Source:
-    """Return the folder of a model: `builtin:NAME`, a folder, or `org/name[@revision]`.
+    """Return the folder of a model: `builtin:NAME`, a folder, `x.gguf`, or `org/name[@revision]`.
 
-    A folder wins over a Hub id of the same spelling. From the Hub, what is not in the cache is
-    fetched: configuration and tokenizer first, then the weights.
+    A GGUF file is unpacked into a folder of the cache. A folder wins over a Hub id of the same
+    spelling. From the Hub, what is not in the cache is fetched: configuration and tokenizer
+    first, then the weights.
 
     Raises CheckpointError with what was looked for and where.
     """
@@ -60,6 +61,10 @@ def resolve(model: str) -> Source:
     folder = Path(os.path.expanduser(model))  # pathlib's raises for a user who does not exist
     if model and folder.is_dir():
         return Source(folder, folder.resolve().name, None)
+    if folder.suffix == ".gguf" and folder.is_file():
+        from unicomp import gguf_file
+
+        return Source(gguf_file.folder_of(folder), folder.name, None)
     found = MODEL_ID.fullmatch(model)
     if not found:
         raise not_a_folder(folder) if model else CheckpointError("the model's name is empty")

@@ -19,7 +19,7 @@ from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
 from unicomp.evaluate.scores import SCHEMA, Report, Subject, measured, write
 
-COMMANDS = "run quantize prune plan inspect verify score compare generate env".split()
+COMMANDS = "run quantize prune plan inspect verify export score compare generate env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
 BENCH = ["bench model", "bench kernels"]
 SLOW = {"run", "quantize", "prune", "score", *BENCH}
