@@ -9,6 +9,7 @@ that goes, so that one option says how much is pruned whatever the method.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self
@@ -24,6 +25,9 @@ from unicomp.errors import UnicompError, UnsupportedError
 
 SHARE = 0.25
 MOST_SHOWN = 10
+
+# Sets of layers -> the mean loss without each, in nats a token.
+Losses = Callable[[Sequence[tuple[int, ...]]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,11 @@ def _share(value: float | str | None) -> float | str | None:
         share = float(value)
     except ValueError:
         raise ValueError(
-            f"`{value}` should be a share of the parameters such as 0.25; patterns of zeros such "
-            "as `2:4` are for `wanda`, `sparsegpt` and `magnitude`"
+            "should be a share of the parameters such as 0.25; patterns of zeros such as `2:4` are "
+            "for `wanda`, `sparsegpt` and `magnitude`"
         ) from None
     if not 0 < share < 1:
-        raise ValueError(f"the share of parameters that goes lies between 0 and 1, got {share:g}")
+        raise ValueError("the share of parameters that goes lies between 0 and 1")
     return value
 
 
@@ -140,12 +144,12 @@ class CutMethod(Method):
         share = SHARE if self.sparsity is None else float(self.sparsity)
         return Goal(params=math.floor((1 - share) * axes.params(axes.sizes)))
 
+    @abstractmethod
     def shapes(self, axes: Axes) -> list[Shape]:
         """Return the shapes that meet the goal, the one to make first.
 
         Raises UnicompError, before any weight is read, where none does or the model cannot have it.
         """
-        raise NotImplementedError
 
     def notes(self, axes: Axes, sizes: Shape) -> list[str]:
         """Return what the user must know of a shape."""
@@ -163,19 +167,13 @@ class CutMethod(Method):
         """Tell whether layers are chosen by the loss that is measured without them."""
         return False
 
-    def choose(
-        self,
-        axes: Axes,
-        sizes: Shape,
-        seen: Sequence[LayerScores],
-        loss: Callable[[Sequence[tuple[int, ...]]], list[float]],
-    ) -> Cut:
+    @abstractmethod
+    def choose(self, axes: Axes, sizes: Shape, seen: Sequence[LayerScores], loss: Losses) -> Cut:
         """Return what stays.
 
         seen  what the calibration text showed of every layer
         loss  the mean loss on it, in nats a token, of the model without each of some sets of layers
         """
-        raise NotImplementedError
 
 
 def largest(axes: Axes, goal: Goal, shapes: Sequence[Shape], what: str) -> list[Shape]:

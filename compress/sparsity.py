@@ -24,17 +24,27 @@ class Sparsity:
     n, m   of every m neighbouring weights of a row n stay; both None: no such pattern
     within by how much a linear's own share may differ, the share being that of the whole model;
            None: every linear has the share
+    spread the share is that of the whole model, and a linear's own follows from its magnitudes
     """
 
     share: float
     n: int | None = None
     m: int | None = None
     within: float | None = None
+    spread: bool = False
 
     def __str__(self) -> str:
         if self.m is not None:
             return f"{self.n}:{self.m}"
         return f"{self.share:g}" + (f" ± {self.within:g}" if self.within is not None else "")
+
+    def words(self) -> str:
+        """Return what becomes of a linear, in words: `0.5 of each row zero`."""
+        if self.m is not None:
+            return f"{self} stay"
+        if self.spread:
+            return f"{self} of all weights together zero"
+        return f"{self} of each row zero"
 
     def fits(self, columns: int) -> bool:
         """Tell whether rows of this many columns can have the pattern."""
@@ -58,17 +68,15 @@ def parse(text: float | str) -> Sparsity:
         n, m = int(found[1]), int(found[2])
         if not 0 < n < m <= LARGEST_GROUP:
             raise ValueError(
-                f"`{text}` should be `n:m` with 0 < n < m <= {LARGEST_GROUP}: n of every m stay"
+                f"should be `n:m` with 0 < n < m <= {LARGEST_GROUP}: n of every m stay"
             )
         return Sparsity(1 - n / m, n, m)
     try:
         share = float(text)
     except ValueError:
-        raise ValueError(
-            f"`{text}` should be a share of zeros such as 0.5, or `n:m` as in `2:4`"
-        ) from None
+        raise ValueError("should be a share of zeros such as 0.5, or `n:m` as in `2:4`") from None
     if not 0 < share < 1:
-        raise ValueError(f"a share of zeros lies between 0 and 1, got {share:g}")
+        raise ValueError("a share of zeros lies between 0 and 1")
     return Sparsity(share)
 
 
@@ -84,6 +92,11 @@ def notes(sparsity: Sparsity) -> Iterator[str]:
         yield (
             f"{same}; n:m patterns are faster only on GPUs with sparse tensor cores and a runtime "
             "that uses them, such as 2:4 in vLLM: not measured here"
+        )
+    if sparsity.spread:
+        yield (
+            f"{sparsity.share:g} of all weights together, those of least magnitude wherever they "
+            "are: each linear's share is counted before the first layer is pruned"
         )
     if sparsity.within is not None:
         yield (

@@ -7,11 +7,11 @@ model side by side. As in `run.py` states lie in files, tensors are written in p
 journal has a line for each layer of either walk, so that an interrupted run ends in the same bytes.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,20 @@ from unicomp.errors import UnicompError
 from unicomp.manifest import Manifest
 from unicomp.models import Layer, Linear, Model, describe
 from unicomp.recipes.cutting import CutPlan
-from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import working_folder
 from unicomp.recipes.prepare import (
     CalibrationWindows,
-    check_space,
     check_values,
-    fingerprint,
-    make_folder,
+    check_whole,
+    copy_tensor,
+    learn,
     read_calibration,
+    workplace,
+    write_beside,
 )
 from unicomp.recipes.run import Progress, Show
-from unicomp.writer import Writer, check_target, copy_file, publish, write_file
-
-PIECE = 1 << 24  # elements of a tensor that are copied at once
+from unicomp.writer import Writer, check_target
 
 
 @dataclass(slots=True)
@@ -96,27 +95,19 @@ def run_cut(
     calibration = read_calibration(plan)
     if calibration is None:
         raise UnicompError("there is no calibration text", hint="give `--calibration`")
-    made = make_folder(folder, resume=resume)
-    try:
-        with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
-            check_space(plan, folder)
-            if not journal.entries:
-                progress(Progress("prepare", 0, 0, "checking the source's values"))
-                check_values(plan)
-            work = _Work(plan, folder, journal, progress, calibration, time.monotonic())
-            made = False
-            cut = _chosen(work)
-            source = CutSource(plan.axes, cut, plan.sizes, plan.dense)
-            writer = Writer(folder, list(source.tensors.values()))
-            _write(work, source, writer)
-            found = _finish(work, source, writer, hashes)
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    publish(folder, out, overwrite=overwrite)
-    shutil.rmtree(out / JOURNAL)
-    return found
+    with workplace(
+        plan, folder, out, hashes, calibration, overwrite=overwrite, resume=resume
+    ) as place:
+        if not place.journal.entries:
+            progress(Progress("prepare", 0, 0, "checking the source's values"))
+            check_values(plan)
+        work = _Work(plan, folder, place.journal, progress, calibration, time.monotonic())
+        place.begun = True
+        cut = _chosen(work)
+        source = CutSource(plan.axes, cut, plan.sizes, plan.dense)
+        writer = Writer(folder, list(source.tensors.values()))
+        _write(work, source, writer)
+        return _finish(work, source, writer, hashes)
 
 
 def _chosen(work: _Work) -> Cut:
@@ -160,16 +151,6 @@ def _decoder(
     return Decoder(model, config, weights, batch=work.plan.batch, scratch=work.journal.folder)
 
 
-def _learn(work: _Work, decoder: Decoder) -> None:
-    """Let a decoder learn how layers are called, where the embedded text is there already."""
-    ids, batch = work.calibration.ids, work.plan.batch
-    last = len(ids) % batch
-    for some in (ids[:batch], ids[-last:] if last else ids[:0]):
-        if len(some):
-            for _ in decoder.embed(some):
-                pass
-
-
 def _observe(work: _Work, decoder: Decoder) -> list[LayerScores]:
     """Return what every layer showed; of layers seen before, from the journal."""
     plan = work.plan
@@ -182,7 +163,7 @@ def _observe(work: _Work, decoder: Decoder) -> list[LayerScores]:
         work.journal.restart()
         done = []
     if done:
-        _learn(work, decoder)
+        learn(decoder, work.calibration.ids)
     else:
         states = work.states("seen", 0, sizes.hidden)
         work.show(Progress("prepare", 0, 0, "embedding the calibration text"))
@@ -328,15 +309,7 @@ def _of_layer(source: CutSource, old: int) -> list[str]:
 
 def _copy(source: CutSource, writer: Writer, name: str) -> None:
     """Write a sliced tensor, in pieces."""
-    shape = source.tensors[name].shape
-    size = torch.Size(shape).numel()
-    step = max(1, shape[0] * PIECE // max(size, 1)) if len(shape) > 1 else max(size, 1)
-    if not shape or step >= shape[0]:
-        writer.write(name, source.read(name))
-        return
-    for start in range(0, shape[0], step):
-        rows = slice(start, min(start + step, shape[0]))
-        writer.write(name, source.read(name, rows), rows)
+    copy_tensor(writer, name, source.tensors[name].shape, partial(source.read, name))
 
 
 def _refitted_head(plan: CutPlan, model: Model) -> str | None:
@@ -364,8 +337,8 @@ def _pair(work: _Work, source: CutSource, model: Model, done: Sequence[Mapping[s
         done = []
         files = {name: work.states(name, 0, width) for name, width in streams.items()}
     if done:
-        _learn(work, whole)
-        _learn(work, small)
+        learn(whole, work.calibration.ids)
+        learn(small, work.calibration.ids)
     else:
         work.show(Progress("prepare", 0, 0, "embedding the calibration text"))
         files["original"].write(whole.embed(work.calibration.ids))
@@ -500,11 +473,7 @@ def _finish(work: _Work, source: CutSource, writer: Writer, hashes: dict[str, st
     plan, folder = work.plan, work.folder
     work.show(Progress("finish", 0, 0, "writing the configuration and manifest"))
     writer.finish()
-    for name in plan.checkpoint.companions():
-        if name not in ("config.json", plan.checkpoint.index):
-            copy_file(plan.source.folder / name, folder / name)
-    write_file(folder / "config.json", (json.dumps(source.config, indent=2) + "\n").encode())
-    write_file(folder / "recipe.yaml", plan.text.encode())
+    write_beside(plan, folder, source.config)
     params = sum(torch.Size(meta.shape).numel() for meta in source.tensors.values())
     size = sum(meta.nbytes for meta in source.tensors.values())
     if (params, size) != (plan.params, plan.bytes_out):
@@ -512,7 +481,7 @@ def _finish(work: _Work, source: CutSource, writer: Writer, hashes: dict[str, st
     kept = {"layers": list(source.cut.kept)}
     made = Manifest(
         source=manifest.Source(id=plan.source.id, revision=plan.source.revision, sha256=hashes),
-        recipe_sha256=fingerprint(plan, hashes, work.calibration)["recipe"],
+        recipe_sha256=sha256(plan.text.encode()).hexdigest(),
         calibration=work.calibration.record,
         stages=[
             manifest.Stage(
@@ -542,7 +511,5 @@ def _finish(work: _Work, source: CutSource, writer: Writer, hashes: dict[str, st
         notes=list(plan.notes),
     )
     manifest.write(folder, made)
-    problems = manifest.verify(folder)
-    if problems:
-        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    check_whole(folder)
     return made

@@ -15,23 +15,21 @@ from typing import Any
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.axes import NORMED_AFTER, Axes, Place, Shape, routed
 from unicomp.compress.cut_method import MOST_SHOWN, CutMethod, speedup
+from unicomp.compress.readout import PIECE
 from unicomp.compress.search import TOKENS
 from unicomp.errors import UnicompError
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource
-from unicomp.models import Model, context_length, describe
+from unicomp.models import Linear, Model, context_length, describe
 from unicomp.recipes.forecast import (
     BATCH_TOKENS,
     IMPORTS,
     LIVE_ACTIVATIONS,
     measured_rate,
 )
+from unicomp.recipes.planned import figures
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
-
-HEAD_PIECES = (
-    256 << 20
-)  # the head and logits in pieces, where losses are measured or it is refitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +132,10 @@ class CutPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return {
-            "schema": "unicomp.plan/1",
-            "source": {"id": self.source.id, "revision": self.source.revision},
-            "architecture": self.model.type,
-            "stages": [{"verb": self.stage.verb, "method": self.stage.method}],
-            "format": self.recipe.format,
-            "params": self.params,
+            **figures(self),
             "params_in": self.params_in,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
             "shape": {"before": self.axes.sizes.to_json(), "after": self.sizes.to_json()},
             "candidates": [describe_shape(self.axes, shape) for shape in self.candidates],
-            "peak_host_bytes": self.peak_host_bytes,
-            "memory": dict(self.memory),
-            "peak_gpu_bytes": None,
-            "disk_bytes": self.disk_bytes,
-            "batch": self.batch,
-            "seconds": self.seconds,
-            "basis": self.basis,
-            "loaders": self.loaders,
-            "notes": list(self.notes),
             "tensors": [
                 {
                     "name": fate.name,
@@ -303,40 +285,40 @@ def _state_bytes(recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape) ->
 def _memory(
     recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape, limit: int | None
 ) -> tuple[int, dict[str, int]]:
-    """Choose the windows of a batch, and forecast the memory that it takes."""
+    """Choose the windows of a batch, and forecast the memory of the walk that takes most."""
     samples, seq_len = _tokens(recipe)
     layers = [_layer_bytes(axes, axes.of_layer(one.index), axes.sizes) for one in axes.model.layers]
-    cut = max(_layer_bytes(axes, axes.of_layer(one.index), sizes) for one in axes.model.layers)
-    linears = list(axes.model.linears())
-    inner = [one for one in linears if one.expert is None]
-    second = max((4 * one.shape[1] ** 2 for one in inner), default=0)
     fixed = {"imports": IMPORTS, "weights": max(layers)}
     fixed["embedding rows"] = sum(
         4 * min(samples * seq_len, place.meta.shape[0]) * place.meta.shape[-1]
         for name, place in axes.places.items()
         if axes.model.roles.get(name) == "embedding"
     )
-    if method.compensate:
-        solver = max(4 * 4 * one.shape[0] * one.shape[1] for one in inner)
-        fixed |= {"cut weights": cut, "statistics": 2 * second, "solver": solver + 4 * second}
-    elif method.second_order():
-        fixed["statistics"] = 6 * second
-    if method.compensate or method.searches():
-        fixed["head"] = HEAD_PIECES
-    if method.searches():
-        tokens = seq_len * max(1, TOKENS // seq_len)
-        fixed["search"] = 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 1)
-    widest = max(max(one.shape) for one in linears)
+    widest = max(max(one.shape) for one in axes.model.linears())
 
     def live(batch: int) -> int:
         attention = batch * axes.sizes.heads * seq_len * seq_len * 4
         attention *= 3 if method.sees_attention() else 1
         return LIVE_ACTIVATIONS * batch * seq_len * widest * 4 + attention
 
+    def walk(batch: int) -> dict[str, int]:
+        walks = [{"importance": _importance_bytes(method, axes)}]
+        if method.compensate:
+            walks.append({"least squares": _refit_bytes(axes, sizes)})
+        if method.searches():
+            tokens = seq_len * max(1, TOKENS // seq_len)
+            states = 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 1)
+            walks.append({"states of the search": states, "head": _loss_bytes(axes, tokens)})
+        if method.compensate and not axes.model.tied:
+            walks.append({"head": _head_bytes(axes)})
+        most = max(walks, key=lambda parts: sum(parts.values()))
+        parts = fixed | most | {"activations": live(batch)}
+        return {name: value for name, value in parts.items() if value}
+
     batch = max(1, min(samples, BATCH_TOKENS // seq_len))
-    while batch > 1 and limit is not None and sum(fixed.values()) + live(batch) > limit:
+    while batch > 1 and limit is not None and sum(walk(batch).values()) > limit:
         batch //= 2
-    found = fixed | {"activations": live(batch)}
+    found = walk(batch)
     needed = sum(found.values())
     if limit is not None and needed > limit:
         raise UnicompError(
@@ -345,6 +327,52 @@ def _memory(
             hint=f"give at least {-(-needed // (1 << 20))}MiB, or a shorter `seq_len`",
         )
     return batch, found
+
+
+def _importance_bytes(method: CutMethod, axes: Axes) -> int:
+    """Return what second moments take beside sums, where channels are ranked by them."""
+    columns = [one.shape[1] for one in axes.model.linears() if one.expert is None]
+    return 6 * 4 * max(columns, default=0) ** 2 if method.second_order() else 0
+
+
+def _refit_bytes(axes: Axes, sizes: Shape) -> int:
+    """Return the most that refitting the linears of one step takes.
+
+    Of each its weight, the original's and the sums; of one of them the solution and what it is made
+    from; of what they read the moments, and what is solved with.
+    """
+    most = 0
+    for layer in axes.model.layers:
+        for step in layer.steps:
+            if step[0][0].expert is None:
+                shapes = [_shape(axes, one, sizes) for one in step[0]]
+                columns = shapes[0][1]
+                rows = [shape[0] for shape in shapes]
+                most = max(most, columns * (3 * sum(rows) + 3 * max(rows) + 4 * columns))
+    return 4 * most
+
+
+def _shape(axes: Axes, linear: Linear, sizes: Shape) -> tuple[int, int]:
+    """Return a linear's [out, in] in the smaller model; of one stored with others, as it was."""
+    place = axes.places[linear.part.tensor]
+    stored = linear.shape[::-1] if linear.transposed else linear.shape
+    if tuple(place.meta.shape) != stored:
+        return linear.shape
+    rows, columns = place.shape(sizes)
+    return (columns, rows) if linear.transposed else (rows, columns)
+
+
+def _loss_bytes(axes: Axes, tokens: int) -> int:
+    """Return what a piece of the head takes, logits, and what their log-sum is made from."""
+    vocab = int(axes.config.get("vocab_size") or 0)
+    return 4 * (min(PIECE, vocab * axes.sizes.hidden) + 3 * min(PIECE, tokens * vocab))
+
+
+def _head_bytes(axes: Axes) -> int:
+    """Return what refitting the head takes: five pieces of it, and moments of what it reads."""
+    hidden = axes.sizes.hidden
+    piece = min(PIECE, int(axes.config.get("vocab_size") or 0) * hidden)
+    return 4 * (5 * piece + 6 * hidden**2)
 
 
 def _layer_bytes(axes: Axes, places: list[Place], sizes: Shape) -> int:

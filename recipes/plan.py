@@ -30,6 +30,7 @@ from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, context_length, describe
 from unicomp.recipes.forecast import hidden_bytes, hidden_size, measured_rate, memory, operations
+from unicomp.recipes.planned import figures
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
 
@@ -217,24 +218,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return {
-            "schema": "unicomp.plan/1",
-            "source": {"id": self.source.id, "revision": self.source.revision},
-            "architecture": self.model.type,
-            "stages": [{"verb": stage.verb, "method": stage.method} for stage in self.stages],
-            "format": self.recipe.format,
-            "params": self.params,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "bits_per_weight": self.bits_per_weight,
-            "peak_host_bytes": self.peak_host_bytes,
-            "memory": dict(self.memory),
-            "peak_gpu_bytes": None,
-            "disk_bytes": self.disk_bytes,
-            "batch": self.batch,
-            "seconds": self.seconds,
-            "basis": self.basis,
-            "loaders": dict(self.loaders),
-            "notes": list(self.notes),
+            **figures(self),
             "tensors": [
                 {
                     "name": fate.name,

@@ -1,65 +1,34 @@
-"""What every run does around its work: the text, checks of values and disk, the scores."""
+"""What every run does around its work: the text, its folder, checks, what lies beside the weights.
 
+A run works in a folder of its own, `Workplace`, which becomes the output only when whole.
+"""
+
+import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unicomp import __version__, manifest, mixture, text
-from unicomp.checkpoint import Checkpoint
-from unicomp.compress.method import Method
+from unicomp.compress.calibrate import Decoder
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.evaluate import scores
 from unicomp.evaluate.score import score
 from unicomp.evaluate.scores import Subject
 from unicomp.hub import Source
-from unicomp.kernels.dense import DenseSource
-from unicomp.recipes.schema import Recipe
+from unicomp.recipes.journal import FOLDER as JOURNAL
+from unicomp.recipes.journal import Journal
+from unicomp.recipes.planned import Planned
+from unicomp.writer import Writer, copy_file, publish, write_file
 
-
-class Planned(Protocol):
-    """What every plan of one pass over the model says."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked, its calibration settled."""
-
-    @property
-    def text(self) -> str:
-        """The recipe as written."""
-
-    @property
-    def source(self) -> Source:
-        """Where the model comes from."""
-
-    @property
-    def dense(self) -> DenseSource:
-        """Its plain weights."""
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Its files."""
-
-    @property
-    def method(self) -> Method:
-        """The method that gathers statistics."""
-
-    @property
-    def batch(self) -> int:
-        """Calibration windows computed together."""
-
-    @property
-    def disk_bytes(self) -> int:
-        """Most that the run takes on disk, in bytes."""
-
-    @property
-    def sha256(self) -> str:
-        """Hash of what will be done."""
+PIECE = 1 << 24  # elements of a tensor that stays as it is, copied at once
 
 
 @dataclass(slots=True)
@@ -170,3 +139,94 @@ def make_folder(folder: Path, *, resume: bool) -> bool:
             f"cannot make `{folder}`: {error.strerror}", hint="choose another output folder"
         ) from error
     return made
+
+
+@dataclass(slots=True)
+class Workplace:
+    """Where a run works.
+
+    begun  there is something to resume: the folder stays whatever happens
+    """
+
+    folder: Path
+    journal: Journal
+    begun: bool = False
+
+
+@contextmanager
+def workplace(
+    plan: Planned,
+    folder: Path,
+    out: Path,
+    hashes: dict[str, str],
+    calibration: CalibrationWindows | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> Iterator[Workplace]:
+    """Hold a run's folder and journal; afterwards the folder has its final name.
+
+    A folder that was made for the run, and in which nothing has begun, goes where it fails.
+
+    Raises UnicompError where the folder cannot be made, is another run's, or the disk is too small.
+    """
+    made, begun = make_folder(folder, resume=resume), False
+    try:
+        with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
+            check_space(plan, folder)
+            place = Workplace(folder, journal)
+            try:
+                yield place
+            finally:
+                begun = place.begun
+    except BaseException:
+        if made and not begun:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    publish(folder, out, overwrite=overwrite)
+    shutil.rmtree(out / JOURNAL)
+
+
+def learn(decoder: Decoder, ids: Tensor) -> None:
+    """Let a decoder learn how layers are called, where the embedded text is there already.
+
+    ids  int64 [windows, seq_len], the calibration text; a batch of each size that it makes is read
+    """
+    last = len(ids) % decoder.batch
+    for some in (ids[: decoder.batch], ids[-last:] if last else ids[:0]):
+        if len(some):
+            for _ in decoder.embed(some):
+                pass
+
+
+def copy_tensor(
+    writer: Writer, name: str, shape: Sequence[int], read: Callable[[slice | None], Tensor]
+) -> None:
+    """Write a tensor as it is, in pieces.
+
+    read  returns some of its rows; None: all
+    """
+    rows, size = shape[0] if shape else 1, math.prod(shape)
+    step = max(1, rows * PIECE // max(size, 1)) if len(shape) > 1 else rows
+    if step >= rows:
+        writer.write(name, read(None))
+        return
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        writer.write(name, read(part), part)
+
+
+def write_beside(plan: Planned, folder: Path, config: Mapping[str, Any]) -> None:
+    """Write what lies beside the weights: the source's other files, the config, the recipe."""
+    for name in plan.checkpoint.companions():
+        if name not in ("config.json", plan.checkpoint.index):
+            copy_file(plan.source.folder / name, folder / name)
+    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_file(folder / "recipe.yaml", plan.text.encode())
+
+
+def check_whole(folder: Path) -> None:
+    """Read a finished folder again; RuntimeError where it is not what its manifest says."""
+    problems = manifest.verify(folder)
+    if problems:
+        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))

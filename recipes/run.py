@@ -7,8 +7,6 @@ files are byte for byte those of a run that nothing interrupted: the next layer'
 back from the file that the interrupted process wrote, never computed again.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,21 +31,20 @@ from unicomp.manifest import Manifest
 from unicomp.models import Layer, Linear
 from unicomp.recipes import card, record
 from unicomp.recipes.forecast import hidden_size
-from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, working_folder
 from unicomp.recipes.prepare import (
     CalibrationWindows,
-    check_space,
     check_values,
-    fingerprint,
-    make_folder,
+    check_whole,
+    copy_tensor,
+    learn,
     read_calibration,
     score_output,
+    workplace,
+    write_beside,
 )
-from unicomp.writer import Writer, check_target, copy_file, publish, write_file
-
-PIECE = 1 << 26  # bytes of a tensor that stays as it is, copied at once
+from unicomp.writer import Writer, check_target, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,27 +116,19 @@ def run(
         calibration = read_calibration(plan)
         check_values(plan)
     hashes = hashing.result()
-    made = make_folder(folder, resume=resume)
-    try:
-        with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
-            check_space(plan, folder)
-            writer = Writer(folder, plan.layout())
-            own = _shares(plan, journal, calibration, progress)
-            targets = _targets(plan, progress)
-            if isinstance(plan.method, PruneMethod):
-                targets |= own
-            work = _Work(plan, folder, journal, writer, progress, calibration, targets, own)
-            made = False
-            _copy_dense(work)
-            _layers(work)
-            made_by = _finish(work, hashes)
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    publish(folder, out, overwrite=overwrite)
-    shutil.rmtree(out / JOURNAL)
-    return made_by
+    with workplace(
+        plan, folder, out, hashes, calibration, overwrite=overwrite, resume=resume
+    ) as place:
+        writer = Writer(folder, plan.layout())
+        own = _shares(plan, place.journal, calibration, progress)
+        targets = _targets(plan, progress)
+        if isinstance(plan.method, PruneMethod):
+            targets |= own
+        work = _Work(plan, folder, place.journal, writer, progress, calibration, targets, own)
+        place.begun = True
+        _copy_dense(work)
+        _layers(work)
+        return _finish(work, hashes)
 
 
 def _targets(plan: Plan, progress: Show) -> dict[str, Scheme | Target]:
@@ -205,16 +194,7 @@ def _copy_dense(work: _Work) -> None:
     for name in names:
         stored = plan.dense.tensors[kept[name]]
         work.show(Progress("copy", 0, 0, name))
-        shape = tuple(stored.shape)
-        rows = shape[0] if shape else 1
-        size = torch.Size(shape).numel() * 4
-        step = max(1, rows * PIECE // max(size, 1)) if len(shape) > 1 else rows
-        if step >= rows:
-            work.writer.write(name, plan.dense.read(kept[name]))
-            continue
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            work.writer.write(name, plan.dense.read(kept[name], part), part)
+        copy_tensor(work.writer, name, stored.shape, partial(plan.dense.read, kept[name]))
     work.writer.sync()
     work.journal.append({"dense": True})
 
@@ -283,12 +263,7 @@ def _recover(
     if not done:
         _embed(work, decoder, streams)
         return True
-    ids, batch = _need(work).ids, work.plan.batch
-    last = len(ids) % batch
-    for some in (ids[:batch], ids[-last:] if last else ids[:0]):
-        if len(some):
-            for _ in decoder.embed(some):
-                pass
+    learn(decoder, _need(work).ids)
     for name in _stream_names(work):
         streams[name] = _states(work, name, len(done))
         if len(done) < len(work.plan.model.layers):
@@ -482,9 +457,6 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     plan, folder = work.plan, work.folder
     work.show(Progress("finish", 0, 0, "writing the configuration, manifest and card"))
     work.writer.finish()
-    for name in plan.checkpoint.companions():
-        if name not in ("config.json", plan.checkpoint.index):
-            copy_file(plan.source.folder / name, folder / name)
     dense = [
         fate.name
         for fate in plan.fates.values()
@@ -496,8 +468,7 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
         config["quantization_config"] = plan.format.config(plan.schemes, dense)
         for name, content in plan.format.extra_files(config["quantization_config"]).items():
             write_file(folder / name, content.encode())
-    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    write_file(folder / "recipe.yaml", plan.text.encode())
+    write_beside(plan, folder, config)
     calibration = None if work.calibration is None else work.calibration.record
     made = record.manifest_of(
         plan, folder, hashes, calibration, work.modules, work.seconds, work.peak
@@ -510,7 +481,5 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     name = folder.name.removesuffix(".partial")
     report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
     write_file(folder / "README.md", card.write(plan, made, report).encode())
-    problems = manifest.verify(folder)
-    if problems:
-        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    check_whole(folder)
     return made

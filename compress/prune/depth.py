@@ -9,14 +9,14 @@ Papers: ShortGPT, arXiv:2403.03853, section 3.1; a block of layers, arXiv:2403.1
 Differs: the layer before a gap is refitted so that its output is what the layers in the gap gave.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
 from unicomp.compress.axes import Axes, Shape
-from unicomp.compress.cut_method import CutMethod, largest, refuse
+from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut
 from unicomp.compress.importance import LayerScores
 
@@ -59,13 +59,7 @@ class Depth(CutMethod):
             )
         return largest(axes, self.goal(axes), some, "layers, all but one")
 
-    def choose(
-        self,
-        axes: Axes,
-        sizes: Shape,
-        seen: Sequence[LayerScores],
-        loss: Callable[[Sequence[tuple[int, ...]]], list[float]],
-    ) -> Cut:
+    def choose(self, axes: Axes, sizes: Shape, seen: Sequence[LayerScores], loss: Losses) -> Cut:
         """Return the layers that stay."""
         count = axes.sizes.layers - sizes.layers
         if self.contiguous:

@@ -7,13 +7,13 @@ document go to one pool of experts bear this well; ordinary mixtures of experts 
 Paper: none; the evidence for pools is EMO, https://github.com/allenai/EMO.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import Field
 
 from unicomp.compress.axes import Axes, Shape
-from unicomp.compress.cut_method import CutMethod, largest, refuse
+from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
 from unicomp.compress.importance import LayerScores
 
@@ -60,13 +60,7 @@ class Experts(CutMethod):
             )
         return found
 
-    def choose(
-        self,
-        axes: Axes,
-        sizes: Shape,
-        seen: Sequence[LayerScores],
-        loss: Callable[[Sequence[tuple[int, ...]]], list[float]],
-    ) -> Cut:
+    def choose(self, axes: Axes, sizes: Shape, seen: Sequence[LayerScores], loss: Losses) -> Cut:
         """Return the experts of most probability."""
         layers = {
             index: LayerCut(experts=best(scores.experts, sizes.experts))

@@ -7,7 +7,7 @@ so every KV head keeps as many query heads as any other.
 Papers: Minitron, arXiv:2407.14679, section 2.2; sink heads, arXiv:2601.06787.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from unicomp.compress.axes import FUSED_HEADS, Axes, Shape
-from unicomp.compress.cut_method import CutMethod, largest, refuse
+from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
 from unicomp.compress.importance import LayerScores
 
@@ -87,13 +87,7 @@ class Heads(CutMethod):
             raise refuse("nothing would be pruned: the model has these heads", "give fewer")
         return replace(sizes, heads=heads, kv_heads=kv_heads)
 
-    def choose(
-        self,
-        axes: Axes,
-        sizes: Shape,
-        seen: Sequence[LayerScores],
-        loss: Callable[[Sequence[tuple[int, ...]]], list[float]],
-    ) -> Cut:
+    def choose(self, axes: Axes, sizes: Shape, seen: Sequence[LayerScores], loss: Losses) -> Cut:
         """Return the heads that stay: KV heads by the sum of theirs, then the best of each."""
         old, layers = axes.sizes, {}
         few, each = sizes.heads // sizes.kv_heads, old.heads // old.kv_heads

@@ -3,14 +3,15 @@
 The baseline that every other criterion is measured against.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unicomp.compress.method import Pruned, PruneMethod, Stats
-from unicomp.compress.sparsity import Target, keep
+from unicomp.compress.sparsity import Sparsity, Target, keep, parse
 
 
 class Magnitude(PruneMethod):
@@ -19,6 +20,19 @@ class Magnitude(PruneMethod):
     scope: Literal["row", "global"] = Field(
         "row", description="a share of each row, or of all weights of the model together"
     )
+
+    @model_validator(mode="after")
+    def _single_zeros(self) -> Self:
+        if self.spread() and parse(self.sparsity).m is not None:
+            raise ValueError(
+                f"`scope: global` shares out single zeros, `{self.sparsity}` is the same everywhere"
+            )
+        return self
+
+    def target(self, module: str, columns: int) -> Sparsity | None:
+        """Return the module's zeros, which by `scope: global` are those of the whole model."""
+        found = super().target(module, columns)
+        return None if found is None else replace(found, spread=self.spread())
 
     def spread(self) -> bool:
         """Tell whether the zeros are shared out over the whole model."""

@@ -11,7 +11,7 @@ Differs: candidates are weighed by what is cut, not each scored; a rank by secon
 stays is refitted by least squares (`compress/compensate.py`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from unicomp.compress.axes import FUSED_HEADS, Axes, Shape
-from unicomp.compress.cut_method import CutMethod, Goal, largest, refuse
+from unicomp.compress.cut_method import CutMethod, Goal, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
 from unicomp.compress.importance import LayerScores
 from unicomp.compress.widths import LARGEST_MULTIPLE, STEPS, cost, even, multiple, multiples
@@ -161,13 +161,7 @@ class Width(CutMethod):
             raise refuse("nothing would be pruned: the model has these sizes", "give smaller ones")
         return shape
 
-    def choose(
-        self,
-        axes: Axes,
-        sizes: Shape,
-        seen: Sequence[LayerScores],
-        loss: Callable[[Sequence[tuple[int, ...]]], list[float]],
-    ) -> Cut:
+    def choose(self, axes: Axes, sizes: Shape, seen: Sequence[LayerScores], loss: Losses) -> Cut:
         """Return the channels and heads that are worth most."""
         old, layers = axes.sizes, {}
         for index, scores in enumerate(seen):

@@ -23,6 +23,9 @@ def test_words() -> None:
     assert parse("1:4") == Sparsity(0.75, 1, 4)  # one of four stays
     assert [str(parse(text)) for text in ("0.25", "2:4")] == ["0.25", "2:4"]
     assert [parse("2:4").fits(columns) for columns in (8, 6)] == [True, False]
+    assert parse("2:4").words() == "2:4 stay"
+    assert Sparsity(0.5, within=0.05).words() == "0.5 ± 0.05 of each row zero"
+    assert Sparsity(0.5, spread=True).words() == "0.5 of all weights together zero"
 
 
 @pytest.mark.parametrize(

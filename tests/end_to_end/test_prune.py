@@ -215,6 +215,13 @@ def test_no_such_sparsity(sparsity: object) -> None:
         planned(builtin.model("tinyworld"), "magnitude", None, sparsity=sparsity)
 
 
+def test_zeros_of_the_whole_model_have_no_pattern() -> None:
+    with pytest.raises(UnicompError, match="`scope: global` shares out single zeros, `2:4` is"):
+        planned(builtin.model("tinyworld"), "magnitude", None, sparsity="2:4", scope="global")
+    found = planned(builtin.model("tinyworld"), "magnitude", None, sparsity=0.3, scope="global")
+    assert any("0.3 of all weights together, those of least" in note for note in found.notes)
+
+
 def test_nothing_to_prune_in_one_pass_is_an_error_too() -> None:
     text = (
         "version: 1\ncalibration: {data: builtin:tinyworld, samples: 4}\nstages:\n"

@@ -1,10 +1,112 @@
-"""A package of another author, installed for one test."""
+"""What tests of runs share: equal folders, interruptions, kills; and another author's package."""
 
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from unicomp import manifest
+from unicomp.recipes.run import Progress, Show
+
+TIMINGS = {"seconds", "peak_rss_bytes", "peak_gpu_bytes"}
+
+
+@pytest.fixture(scope="session")
+def digests() -> Callable[[Path], dict[str, str]]:
+    """Return the function that hashes every file of a folder but the manifest."""
+
+    def find(folder: Path) -> dict[str, str]:
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+            if path.name != manifest.NAME
+        }
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def timeless() -> Callable[[Path], dict[str, Any]]:
+    """Return the function that reads a manifest without times, peaks, versions and machine."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        found = manifest.read(folder).to_json()
+        stages = [{k: v for k, v in one.items() if k not in TIMINGS} for one in found["stages"]]
+        others = {k: v for k, v in found.items() if k not in ("versions", "machine")}
+        return others | {"stages": stages}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def stopped() -> Callable[[Callable[[Path, Show], object], Path], int]:
+    """Return the function that interrupts a run, later each time, until it comes to its end.
+
+    It takes the run, which is given a folder and whom to show its steps, and that folder; it
+    returns how often the run was interrupted.
+    """
+
+    def repeat(once: Callable[[Path, Show], object], out: Path) -> int:
+        stops = 0
+        while not out.exists():
+            left = iter(range(1 + 3 * stops))
+
+            def show(_: Progress, left: Any = left) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+
+            try:
+                once(out, show)
+            except KeyboardInterrupt:
+                stops += 1
+                assert not out.exists()
+        assert not out.with_name(f"{out.name}.partial").exists()
+        return stops
+
+    return repeat
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[[list[str], Path, int], None]:
+    """Return the function that kills a command, by `kill -9`, so many times at random moments.
+
+    The command lacks the folder, which is its last word; afterwards it may go on to its end. Where
+    a process was done before its moment came, the next begins anew.
+    """
+
+    def run(command: list[str], out: Path, times: int) -> None:
+        whole = subprocess.run(
+            [*command, str(out)], check=True, stderr=subprocess.PIPE, text=True
+        ).stderr
+        shutil.rmtree(out)
+        draw, lines, kills = random.Random(0), len(whole.splitlines()), 0
+        for _ in range(4 * times):
+            process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
+            moment = draw.randrange(1, lines)
+            with process:
+                assert process.stderr is not None
+                for number, _line in enumerate(process.stderr, start=1):
+                    if number == moment:
+                        time.sleep(draw.random() / 20)
+                        process.send_signal(signal.SIGKILL)
+            if process.returncode == -signal.SIGKILL and not out.exists():
+                kills += 1
+            elif out.exists():
+                shutil.rmtree(out)
+            if kills == times:
+                break
+        assert kills == times
+        subprocess.run([*command, str(out)], check=True)
+
+    return run
 
 
 @pytest.fixture

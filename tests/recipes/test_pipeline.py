@@ -1,7 +1,7 @@
 """Stages one after another: planned on what is to come, resumed in the pass where they stopped."""
 
-import hashlib
-import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.recipes import pipeline
 from unicomp.recipes.load import from_options, load
 from unicomp.recipes.pipeline import Pipeline, plan, run
-from unicomp.recipes.run import Progress
+from unicomp.recipes.run import Progress, Show
 
+Digests = Callable[[Path], dict[str, str]]
+Timeless = Callable[[Path], dict[str, Any]]
+Stopped = Callable[[Callable[[Path, Show], object], Path], int]
 STAGES = (
     "{prune: depth, layers: 2, criterion: influence}",
     "{prune: width, ffn: 32}",
@@ -23,12 +26,14 @@ STAGES = (
 )
 
 
-def planned(model: Path, data: object, *stages: str, **options: Any) -> Pipeline:
+def recipe_text(data: object, *stages: str) -> str:
     lines = "".join(f"  - {stage}\n" for stage in stages)
     head = f'calibration: {{data: "{data}", samples: 6, seq_len: 32}}'
-    found = plan(
-        load(f"version: 1\n{head}\nstages:\n{lines}", file="x"), model=str(model), **options
-    )
+    return f"version: 1\n{head}\nstages:\n{lines}"
+
+
+def planned(model: Path, data: object, *stages: str, **options: Any) -> Pipeline:
+    found = plan(load(recipe_text(data, *stages), file="x"), model=str(model), **options)
     assert isinstance(found, Pipeline)
     return found
 
@@ -37,23 +42,6 @@ def planned(model: Path, data: object, *stages: str, **options: Any) -> Pipeline
 def no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the measurement of speed out, which is slow and differs from run to run."""
     monkeypatch.setattr(pipeline, "beside", lambda *_, **__: None)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.name != "unicomp.json"
-    }
-
-
-def timeless(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "unicomp.json").read_text())
-    for stage in found["stages"]:
-        for key in ("seconds", "peak_rss_bytes", "peak_gpu_bytes"):
-            del stage[key]
-    del found["versions"], found["machine"]
-    return found
 
 
 def test_cut_twice_then_quantized(
@@ -77,32 +65,56 @@ def test_cut_twice_then_quantized(
 
 
 def test_interrupted_everywhere_resumes_to_the_same_bytes(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    stopped: Stopped,
 ) -> None:
-    """Stop at every other step; each attempt goes on in the pass and layer where the last was."""
+    """Stop at every third step; each attempt goes on in the pass and layer where the last was."""
     model = tiny_model("llama")
     run(planned(model, tiny_text, *STAGES), tmp_path / "whole")
+    run(planned(model, tiny_text, *STAGES), tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(tmp_path / "whole")
+    assert timeless(tmp_path / "again") == timeless(tmp_path / "whole")
 
-    def stop_after(count: int) -> Callable[[Progress], None]:
-        left = iter(range(count))
+    def once(out: Path, show: Show) -> None:
+        run(planned(model, tiny_text, *STAGES), out, progress=show)
 
-        def show(_: Progress) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        return show
-
-    out, count, stops = tmp_path / "broken", 3, 0
-    while not out.exists():
-        try:
-            run(planned(model, tiny_text, *STAGES), out, progress=stop_after(count))
-        except KeyboardInterrupt:
-            stops += 1
-        count += 3
-    assert stops > 4
+    out = tmp_path / "broken"
+    assert stopped(once, out) > 4
     assert digests(out) == digests(tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
-    assert not (tmp_path / "broken.partial").exists()
+
+
+def without_card(found: dict[str, str]) -> dict[str, str]:
+    """Leave out the card, which has the speed that was measured."""
+    return {name: digest for name, digest in found.items() if name != "README.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [STAGES[1:2], STAGES])
+def test_kill_nine_at_five_moments(
+    stages: tuple[str, ...],
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    killed: Callable[[list[str], Path, int], None],
+) -> None:
+    """A cut alone, and passes one after another, as a process that is killed and begun again."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(tiny_text, *stages))
+    command = [
+        *(sys.executable, "-m", "unicomp", "run", str(recipe), str(tiny_model("llama")), "--out"),
+    ]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    killed(command, tmp_path / "out", 5)
+    whole, found = (without_card(digests(tmp_path / name)) for name in ("whole", "out"))
+    assert found == whole
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
 def test_a_done_pass_is_not_done_again(

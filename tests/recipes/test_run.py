@@ -1,13 +1,7 @@
 """A run makes a whole checkpoint, resumes byte for byte, and leaves nothing half done."""
 
-import hashlib
-import json
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +14,11 @@ from unicomp import manifest
 from unicomp.errors import UnicompError
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import Plan, plan
-from unicomp.recipes.run import Progress, run
+from unicomp.recipes.run import Progress, Show, run
 
-TIMINGS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
+Digests = Callable[[Path], dict[str, str]]
+Timeless = Callable[[Path], dict[str, Any]]
+Stopped = Callable[[Callable[[Path, Show], object], Path], int]
 
 
 def make(model: Path, text: Path, method: str = "gptq", **options: Any) -> Plan:
@@ -33,27 +29,12 @@ def make(model: Path, text: Path, method: str = "gptq", **options: Any) -> Plan:
     return plan(recipe, model=str(model))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return the hash of every file but the manifest."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.name != "unicomp.json"
-    }
-
-
-def timeless(folder: Path) -> dict[str, Any]:
-    """Return the manifest without its times, peaks, versions and machine."""
-    found: dict[str, Any] = json.loads((folder / "unicomp.json").read_text())
-    for stage in found["stages"]:
-        for key in TIMINGS:
-            del stage[key]
-    del found["versions"], found["machine"]
-    return found
-
-
 def test_two_runs_are_equal_and_another_seed_is_not(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
 ) -> None:
     """One seed, one output."""
     model = tiny_model("llama")
@@ -73,35 +54,24 @@ def test_two_runs_are_equal_and_another_seed_is_not(
 
 
 def test_interrupted_everywhere_resumes_to_the_same_bytes(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    stopped: Stopped,
 ) -> None:
     """Stop at every progress step in turn; each time the next attempt goes on."""
     model = tiny_model("llama")
     run(make(model, tiny_text), tmp_path / "whole")
-    steps = 0
-
-    def stop_after(count: int) -> Callable[[Progress], None]:
-        left = iter(range(count))
-
-        def show(_: Progress) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        return show
-
     out = tmp_path / "broken"
-    count = 1
-    while not out.exists():
-        try:
-            run(make(model, tiny_text), out, progress=stop_after(count))
-        except KeyboardInterrupt:
-            steps += 1
-            assert not out.exists()
-        count += 2
-    assert steps > 5
+
+    def once(out: Path, show: Show) -> None:
+        run(make(model, tiny_text), out, progress=show)
+
+    assert stopped(once, out) > 3
     assert digests(out) == digests(tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
-    assert not (tmp_path / "broken.partial").exists()
 
 
 def test_a_layer_done_is_not_done_again(
@@ -122,7 +92,10 @@ def test_a_layer_done_is_not_done_again(
 
 
 def test_lost_hidden_states_start_over(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
 ) -> None:
     """A damaged file of hidden states is noticed by its checksum, said, and not used."""
     model = tiny_model("llama")
@@ -167,7 +140,12 @@ def test_another_run_in_the_way_is_refused_and_fresh_starts_over(
 
 @pytest.mark.slow
 def test_kill_nine_at_ten_moments(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    killed: Callable[[list[str], Path, int], None],
 ) -> None:
     """`kill -9` ten times, each after a random number of steps and a moment, then let it finish."""
     model = tiny_model("llama", num_hidden_layers=6)
@@ -176,28 +154,9 @@ def test_kill_nine_at_ten_moments(
         *("--samples", "16", "--seq-len", "64", "--group-size", "-1", "--out"),
     ]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    out = tmp_path / "out"
-    draw = random.Random(0)
-    killed = 0
-    for _ in range(30):
-        process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
-        steps = draw.randrange(1, 20)
-        with process:
-            assert process.stderr is not None
-            for number, _line in enumerate(process.stderr, start=1):
-                if number == steps:
-                    time.sleep(draw.random() / 20)
-                    process.send_signal(signal.SIGKILL)
-        if process.returncode == -signal.SIGKILL and not out.exists():
-            killed += 1
-        elif out.exists():
-            shutil.rmtree(out)  # it was done before the moment came: begin again
-        if killed == 10:
-            break
-    assert killed == 10
-    subprocess.run([*command, str(out)], check=True)
-    assert digests(out) == digests(tmp_path / "whole")
-    assert timeless(out) == timeless(tmp_path / "whole")
+    killed(command, tmp_path / "out", 10)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
 def test_rtn_needs_no_text_and_agrees_with_its_manifest(

@@ -1,11 +1,7 @@
 """Runs that prune: whole, resumed byte for byte, within memory, and on mixes of texts."""
 
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +12,12 @@ import pytest
 from unicomp import manifest
 from unicomp.recipes.load import from_options, load
 from unicomp.recipes.plan import Plan, plan
-from unicomp.recipes.run import Progress, run
+from unicomp.recipes.run import Show, run
 
-TIMINGS = {"seconds", "peak_rss_bytes", "peak_gpu_bytes"}
 MIB = 1 << 20
+Digests = Callable[[Path], dict[str, str]]
+Timeless = Callable[[Path], dict[str, Any]]
+Stopped = Callable[[Callable[[Path, Show], object], Path], int]
 
 
 def make(model: Path, data: object, method: str, **options: Any) -> Plan:
@@ -28,22 +26,6 @@ def make(model: Path, data: object, method: str, **options: Any) -> Plan:
     if method != "magnitude":
         calibration = {"data": str(data), "samples": 6, "seq_len": 32}
     return plan(from_options("prune", method, options, calibration=calibration), model=str(model))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the hash of every file but the manifest."""
-    return {
-        path.name: sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.name != manifest.NAME
-    }
-
-
-def timeless(folder: Path) -> dict[str, Any]:
-    """Return the manifest without its times, peaks, versions and machine."""
-    found = manifest.read(folder).to_json()
-    stages = [{k: v for k, v in stage.items() if k not in TIMINGS} for stage in found["stages"]]
-    return {k: v for k, v in found.items() if k not in ("versions", "machine")} | {"stages": stages}
 
 
 @pytest.mark.parametrize(
@@ -60,41 +42,33 @@ def test_interrupted_everywhere_resumes_to_the_same_bytes(
     tiny_model: Callable[..., Path],
     tiny_text: Path,
     tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    stopped: Stopped,
 ) -> None:
     """Stop at every third progress step; each time the next attempt goes on."""
     model = tiny_model("llama")
     run(make(model, tiny_text, method, **options), tmp_path / "whole")
     run(make(model, tiny_text, method, **options), tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tmp_path / "whole")
-    out, stops = tmp_path / "broken", 0
 
-    def stop_after(count: int) -> Callable[[Progress], None]:
-        left = iter(range(count))
+    def once(out: Path, show: Show) -> None:
+        run(make(model, tiny_text, method, **options), out, progress=show)
 
-        def show(_: Progress) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        return show
-
-    while not out.exists():
-        try:
-            run(
-                make(model, tiny_text, method, **options),
-                out,
-                progress=stop_after(1 + 3 * stops),
-            )
-        except KeyboardInterrupt:
-            stops += 1
-            assert not out.exists()
-    assert stops > 3
+    out = tmp_path / "broken"
+    assert stopped(once, out) > 3
     assert digests(out) == digests(tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_kill_nine_at_six_moments(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    digests: Digests,
+    timeless: Timeless,
+    killed: Callable[[list[str], Path, int], None],
 ) -> None:
     """`kill -9`, each time after a random number of steps and a moment, then let it finish."""
     model = tiny_model("llama", num_hidden_layers=6)
@@ -103,26 +77,9 @@ def test_kill_nine_at_six_moments(
         *("--allocation", "sensitivity", "--samples", "16", "--seq-len", "64", "--out"),
     ]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    out, draw, killed = tmp_path / "out", random.Random(0), 0
-    for _ in range(20):
-        process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
-        steps = draw.randrange(1, 24)
-        with process:
-            assert process.stderr is not None
-            for number, _line in enumerate(process.stderr, start=1):
-                if number == steps:
-                    time.sleep(draw.random() / 20)
-                    process.send_signal(signal.SIGKILL)
-        if process.returncode == -signal.SIGKILL and not out.exists():
-            killed += 1
-        elif out.exists():
-            shutil.rmtree(out)
-        if killed == 6:
-            break
-    assert killed == 6
-    subprocess.run([*command, str(out)], check=True)
-    assert digests(out) == digests(tmp_path / "whole")
-    assert timeless(out) == timeless(tmp_path / "whole")
+    killed(command, tmp_path / "out", 6)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
@@ -187,7 +144,7 @@ def test_zeros_by_sensitivity_and_bits_in_one_pass(
 
 
 def test_a_mix_is_in_the_manifest_and_the_card(
-    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path, digests: Digests
 ) -> None:
     other = tmp_path / "other.jsonl"
     other.write_bytes(tiny_text.read_bytes())
