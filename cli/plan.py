@@ -106,8 +106,7 @@ def _becomes(fate: "Fate") -> str:
     if fate.scheme is not None:
         return scheme_words(fate.scheme)
     if fate.sparsity is not None:
-        kind = "of each row zero" if fate.sparsity.m is None else "stay"
-        return f"{fate.sparsity} {kind}"
+        return fate.sparsity.words()
     return "kept"
 
 
