@@ -16,38 +16,41 @@ from unicomp.cli.options import MODEL, TEXT
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+def _option(name: str, metavar: str, said: str, *, least: float | None = None) -> Any:
+    """Return an option whose help says what its default means, so that typer need not."""
+    return typer.Option(name, metavar=metavar, help=said, min=least, show_default=False)
+
+
 Baseline = Annotated[
     str | None,
     typer.Option("--baseline", metavar="MODEL", help=f"What to compare with: {MODEL}."),
 ]
 Axes = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--axes",
-        metavar="AXIS,...",
-        help="Some of accuracy, fidelity (needs --baseline), calibration (needs tasks), safety "
+        "AXIS,...",
+        "Some of accuracy, fidelity (needs --baseline), calibration (needs tasks), safety "
         "(needs --suite quick, or --harmful and --benign), efficiency. Default: all with --suite "
         "or --tasks, else those that need none.",
-        show_default=False,
     ),
 ]
 Suite = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--suite",
-        metavar="quick|standard|full",
-        help="Tasks to run: quick needs no network and takes minutes.",
-        show_default=False,
+        "quick|standard|full",
+        "Tasks to run: quick needs no network and takes minutes.",
     ),
 ]
 Tasks = Annotated[
     str,
-    typer.Option(
+    _option(
         "--tasks",
-        metavar="T,...",
-        help="More tasks: names of ours or of lm-eval's, or files: a task's .yaml, or .jsonl or "
+        "T,...",
+        "More tasks: names of ours or of lm-eval's, or files: a task's .yaml, or .jsonl or "
         ".txt rows.",
-        show_default=False,
     ),
 ]
 ScoredText = Annotated[
@@ -63,23 +66,20 @@ Field = Annotated[
 ]
 SeqLen = Annotated[
     int | None,
-    typer.Option(
+    _option(
         "--seq-len",
-        metavar="N",
-        min=2,
-        help="Tokens of a window. Default: the model's context, at most 2048.",
-        show_default=False,
+        "N",
+        "Tokens of a window. Default: the model's context, at most 2048.",
+        least=2,
     ),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(
+    _option(
         "--limit",
-        metavar="N",
-        min=1,
-        help="At most N windows, drawn by --seed, and the first N documents of a task. "
-        "Default: all.",
-        show_default=False,
+        "N",
+        "At most N windows, drawn by --seed, and the first N documents of a task. Default: all.",
+        least=1,
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Which windows --limit draws.")]
@@ -93,32 +93,29 @@ Bos = Annotated[
 ]
 Compute = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--compute",
-        metavar="int8|exact",
-        help="Leave the model's weights packed, and score what kernels compute. Default: "
+        "int8|exact",
+        "Leave the model's weights packed, and score what kernels compute. Default: "
         "dequantize them.",
-        show_default=False,
     ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
+    _option(
         "--batch-size",
-        metavar="N",
-        min=1,
-        help="Requests of a task at once. Default: what fits 256 MiB of logits, at most 64.",
-        show_default=False,
+        "N",
+        "Requests of a task at once. Default: what fits 256 MiB of logits, at most 64.",
+        least=1,
     ),
 ]
 Shots = Annotated[
     int | None,
-    typer.Option(
+    _option(
         "--shots",
-        metavar="N",
-        min=0,
-        help="Examples in front of a task's question. Default: as the task has it.",
-        show_default=False,
+        "N",
+        "Examples in front of a task's question. Default: as the task has it.",
+        least=0,
     ),
 ]
 Chat = Annotated[
@@ -126,51 +123,46 @@ Chat = Annotated[
 ]
 Harmful = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--harmful",
-        metavar="FILE",
-        help="Prompts to refuse, one a line (.txt) or a row (.jsonl). Default: the suite's.",
-        show_default=False,
+        "FILE",
+        "Prompts to refuse, one a line (.txt) or a row (.jsonl). Default: the suite's.",
     ),
 ]
 Benign = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--benign",
-        metavar="FILE",
-        help="Safe prompts that look like those, to help with. Default: the suite's.",
-        show_default=False,
+        "FILE",
+        "Safe prompts that look like those, to help with. Default: the suite's.",
     ),
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--judge",
-        metavar="MODEL",
-        help="A model that tells refusals, in place of the rules; it runs here, and how far both "
+        "MODEL",
+        "A model that tells refusals, in place of the rules; it runs here, and how far both "
         f"agree is reported: {MODEL}.",
-        show_default=False,
     ),
 ]
 By = Annotated[
     str,
-    typer.Option(
+    _option(
         "--by",
-        metavar="position,layer",
-        help="Say at which positions and layers the model departs from the baseline. Default: "
+        "position,layer",
+        "Say at which positions and layers the model departs from the baseline. Default: "
         "both with --html, else neither.",
-        show_default=False,
     ),
 ]
 Power = Annotated[
     float | None,
-    typer.Option(
+    _option(
         "--power",
-        metavar="W",
-        min=0,
-        help="Watts that the machine takes while a model decodes: an estimate of its energy where "
+        "W",
+        "Watts that the machine takes while a model decodes: an estimate of its energy where "
         "no meter can be read.",
-        show_default=False,
+        least=0,
     ),
 ]
 Resume = Annotated[
@@ -179,12 +171,11 @@ Resume = Annotated[
 ]
 Gate = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--gate",
-        metavar="FILE",
-        help="Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
+        "FILE",
+        "Bounds to hold the scores against: a .yaml file, or `default`. Exits with 3 if one "
         "is broken, with 4 if the evidence is too little.",
-        show_default=False,
     ),
 ]
 Junit = Annotated[
