@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from unicomp import hashing
 from unicomp.cli import method_options
 from unicomp.cli.plan import show_plan
 from unicomp.cli.run import carry_out, require
@@ -63,6 +64,8 @@ def run_stage(
     head        what else the recipe says, as `format`
     """
     require(out, device, dry_run)
+    if not dry_run:
+        hashing.begin(Path(model).glob("*.safetensors"))
     from unicomp.recipes.load import from_options
     from unicomp.recipes.pipeline import plan
 

@@ -10,7 +10,6 @@ tensor's dtype, shape and span, and the tensors' bytes back to back, row-major, 
 Files that hold pickles (`.bin`, `.pt`) can run code when loaded: they are refused.
 """
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unicomp import hashing
 from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.folder import (
     DAMAGED,
@@ -183,11 +183,10 @@ class Checkpoint:
         for name in self.files():
             path = self.folder / name
             try:
-                with path.open("rb") as file:
-                    hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-                    done += file.tell()
+                hashes[name], size = hashing.of_file(path)
             except OSError as error:
                 raise unreadable(path, error) from error
+            done += size
             if progress is not None:
                 progress(done)
         return hashes

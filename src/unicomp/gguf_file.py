@@ -8,7 +8,6 @@ order of transformers, stacks of experts come apart, the tokenizer is rebuilt fr
 The file is read through the `gguf` package; nothing in it is executed.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unicomp import blocks, gguf_model, gguf_tokenizer
+from unicomp import blocks, gguf_model, gguf_tokenizer, hashing
 from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.writer import Meta, Writer, publish, write_file
 
@@ -44,8 +43,7 @@ def folder_of(path: Path) -> Path:
             raise CheckpointError(
                 f"`{path}` is not a GGUF file", hint="download it again, or give a folder"
             )
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashing.of_file(path).sha256
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "unicomp" / "gguf" / digest[:32]
     if (folder / "config.json").is_file():

@@ -8,7 +8,6 @@ Numbers are finite: an error that could not be measured is null, never NaN. Keys
 unicomp may have added to schema `unicomp.manifest/1` are read over.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from unicomp import hashing
 from unicomp.checkpoint import Checkpoint, check_finite
 from unicomp.errors import CheckpointError
 from unicomp.folder import CONFIG_LIMIT, quote, read_small, unreadable
@@ -349,8 +349,7 @@ def _present(folder: Path) -> list[str]:
 
 def _hash(path: Path) -> File:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return File(sha256=digest, bytes=file.tell())
+        digest, size = hashing.of_file(path)
     except OSError as error:
         raise unreadable(path, error) from error
+    return File(sha256=digest, bytes=size)
