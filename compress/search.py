@@ -35,12 +35,18 @@ def losses(
         step(layer.index)
         module = decoder.load(layer)
         following: dict[tuple[int, ...], list[Tensor]] = {}
-        for gone in {tuple(one for one in some if one <= layer.index) for some in sets}:
-            before = tuple(one for one in gone if one < layer.index)
-            held = states[before]
-            if gone == before:
-                held = [decoder.forward(module, layer, batch).float() for batch in held]
-            following[gone] = held
+        after: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+        for some in sets:
+            gone = tuple(one for one in some if one <= layer.index)
+            after.setdefault(tuple(one for one in gone if one < layer.index), set()).add(gone)
+        for before, others in after.items():
+            held = states.pop(before)  # so that no more than one is there twice
+            for gone in others:
+                following[gone] = held
+            if before in others:
+                following[before] = [
+                    decoder.forward(module, layer, batch).float() for batch in held
+                ]
         decoder.release(layer)
         states = following
     batches = ids.split(decoder.batch)

@@ -287,8 +287,8 @@ def _memory(
 ) -> tuple[int, dict[str, int]]:
     """Choose the windows of a batch, and forecast the memory of the walk that takes most."""
     samples, seq_len = _tokens(recipe)
-    layers = [_layer_bytes(axes, axes.of_layer(one.index), axes.sizes) for one in axes.model.layers]
-    fixed = {"imports": IMPORTS, "weights": max(layers)}
+    largest = max(_layer_bytes(axes.of_layer(one.index), axes.sizes) for one in axes.model.layers)
+    fixed = {"imports": IMPORTS}
     fixed["embedding rows"] = sum(
         4 * min(samples * seq_len, place.meta.shape[0]) * place.meta.shape[-1]
         for name, place in axes.places.items()
@@ -302,17 +302,18 @@ def _memory(
         return LIVE_ACTIVATIONS * batch * seq_len * widest * 4 + attention
 
     def walk(batch: int) -> dict[str, int]:
-        walks = [{"importance": _importance_bytes(method, axes)}]
+        """Return the parts at the moment that takes most: in a layer, or behind the last."""
+        layer = {"weights": largest, "activations": live(batch)}
+        moments = [layer | {"importance": _importance_bytes(method, axes)}]
         if method.compensate:
-            walks.append({"least squares": _refit_bytes(axes, sizes)})
+            moments.append(layer | {"least squares": _refit_bytes(axes, sizes)})
         if method.searches():
-            tokens = seq_len * max(1, TOKENS // seq_len)
-            states = 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 1)
-            walks.append({"states of the search": states, "head": _loss_bytes(axes, tokens)})
+            tokens = seq_len * min(samples, max(1, TOKENS // seq_len))
+            states = {"states": 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 2)}
+            moments += [layer | states, states | {"head": _loss_bytes(axes, batch * seq_len)}]
         if method.compensate and not axes.model.tied:
-            walks.append({"head": _head_bytes(axes)})
-        most = max(walks, key=lambda parts: sum(parts.values()))
-        parts = fixed | most | {"activations": live(batch)}
+            moments.append({"head": _head_bytes(axes)})
+        parts = fixed | max(moments, key=lambda parts: sum(parts.values()))
         return {name: value for name, value in parts.items() if value}
 
     batch = max(1, min(samples, BATCH_TOKENS // seq_len))
@@ -363,7 +364,10 @@ def _shape(axes: Axes, linear: Linear, sizes: Shape) -> tuple[int, int]:
 
 
 def _loss_bytes(axes: Axes, tokens: int) -> int:
-    """Return what a piece of the head takes, logits, and what their log-sum is made from."""
+    """Return what a piece of the head takes, logits, and what their log-sum is made from.
+
+    tokens  of a batch
+    """
     vocab = int(axes.config.get("vocab_size") or 0)
     return 4 * (min(PIECE, vocab * axes.sizes.hidden) + 3 * min(PIECE, tokens * vocab))
 
@@ -375,7 +379,7 @@ def _head_bytes(axes: Axes) -> int:
     return 4 * (5 * piece + 6 * hidden**2)
 
 
-def _layer_bytes(axes: Axes, places: list[Place], sizes: Shape) -> int:
+def _layer_bytes(places: list[Place], sizes: Shape) -> int:
     """Return the bytes of a layer's weights in float32."""
     return sum(4 * math.prod(place.shape(sizes)) for place in places)
 

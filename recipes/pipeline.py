@@ -37,7 +37,7 @@ from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import Plan, working_folder
-from unicomp.recipes.prepare import make_folder, score_output
+from unicomp.recipes.prepare import check_whole, make_folder, score_output
 from unicomp.recipes.run import Progress, Show
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import check_target, publish, write_file
@@ -322,9 +322,7 @@ def _finish(
     report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
     text = card.write(plan.passes[-1], whole, report, _gain(plan, folder, progress))
     write_file(folder / "README.md", text.encode())
-    problems = manifest.verify(folder)
-    if problems:
-        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    check_whole(folder)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
     return whole
 
