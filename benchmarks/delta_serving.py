@@ -1,8 +1,8 @@
 """What does it cost to serve many fine-tunes over one base, and are the answers right?
 
 A synthetic base of 300 million parameters (hidden 1024, FFN 2816, 21 layers, vocabulary 16000,
-untied, bfloat16) and four fine-tunes of it: noise and a part of low rank. With more than four
-deltas, each is loaded again as one of its own, so that memory is that of as many fine-tunes.
+untied, bfloat16) and four fine-tunes of it (`--tuned`): noise and a part of low rank. With more
+deltas than that, each is loaded again as one of its own, so that memory is that of as many.
 
 Checked first, in float32: each row of a batch on another delta, and one on the base, against models
 whose weights are the base plus the decoded delta. Then, in the models' own bfloat16 and each in a
@@ -84,6 +84,7 @@ def serve(base: Path, deltas: list[Path]) -> dict[str, Any]:
     times = sorted(generate(model, rows) for _ in range(3))
     return {
         "deltas": count,
+        "distinct": len({*deltas}),
         "load_seconds": seconds,
         "delta_bytes": sum(own.nbytes for own in held),
         "resident_bytes": loaded,
@@ -162,15 +163,15 @@ def check(base: Path, deltas: list[Path]) -> dict[str, Any]:
 def apart(arguments: argparse.Namespace, *words: str) -> dict[str, Any]:
     """Do one part in a process of its own."""
     command = [sys.executable, __file__, "--work", str(arguments.work), *words]
-    command += ["--method", arguments.method]
+    command += ["--method", arguments.method, "--tuned", str(arguments.tuned)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(answer.stdout)
     return found
 
 
-def compress(work: Path, method: str) -> None:
+def compress(work: Path, method: str, tuned: int) -> None:
     """Compress and restore every fine-tune that is not yet."""
-    for index in range(TUNED):
+    for index in range(tuned):
         out, again = work / f"{method}-{index}", work / f"{method}-{index}-restored"
         common = ["--base", str(work / "base"), "--quiet", "--overwrite"]
         words = ["--method", method, "--ratio", str(RATIO), "--out", str(out)]
@@ -192,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the models")
     parser.add_argument("--method", default="dqrelo")
+    parser.add_argument("--tuned", type=int, default=TUNED, help="fine-tunes that there are")
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--compress", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -200,7 +202,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work, method = arguments.work, arguments.method
-    deltas = [work / f"{method}-{index}" for index in range(TUNED)]
+    deltas = [work / f"{method}-{index}" for index in range(arguments.tuned)]
     if arguments.worker is not None:
         if arguments.worker == "whole":
             folders = [own.with_name(f"{own.name}-restored") for own in deltas]
@@ -210,9 +212,9 @@ def main() -> None:
             print(json.dumps(serve(work / "base", (deltas * count)[:count])))
         return
     if arguments.make:
-        make(MIDDLE, [work / "base", *(work / f"tuned{index}" for index in range(TUNED))])
+        make(MIDDLE, [work / "base", *(work / f"tuned{i}" for i in range(arguments.tuned))])
     if arguments.compress:
-        compress(work, method)
+        compress(work, method, arguments.tuned)
     if arguments.check:
         keep(method, "logits", about() | check(work / "base", deltas))
     for count in arguments.serve:
@@ -237,7 +239,9 @@ def keep(method: str, name: str, part: dict[str, Any]) -> None:
     for found in own.values():
         if found.get("deltas") and "served 0" in own:
             more = found["resident_bytes"] - own["served 0"]["resident_bytes"]
-            found["share_of_limit"] = more / (found["deltas"] * RATIO * base)
+            room = found["deltas"] * RATIO * base
+            found["share_of_limit"] = more / room
+            found["share_of_limit_with_base"] = (base + more) / (base + room)
     store(NAME, facts | {"methods": methods})
 
 

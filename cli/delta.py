@@ -8,9 +8,19 @@ import typer
 
 from unicomp import size
 from unicomp.cli import method_options, show
-from unicomp.cli.options import MODEL, DryRun, Json, Out, Overwrite, Quiet, Resume
+from unicomp.cli.options import (
+    MODEL,
+    Device,
+    DryRun,
+    Json,
+    MaxMemory,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+)
 from unicomp.cli.plan import unnumbered
-from unicomp.errors import UnicompError
+from unicomp.errors import UnicompError, UnsupportedError
 
 if TYPE_CHECKING:
     from unicomp.kernels.delta_folder import DeltaManifest, Stored
@@ -52,12 +62,14 @@ Method = Annotated[
 
 @app.command("compress")
 @method_options.accept(
-    [*METHOD, *(own for own in CALIBRATION if own.name != "seed")], before="resume"
+    [*METHOD, *(own for own in CALIBRATION if own.name != "seed")], before="max_memory"
 )
 def compress(
     tuned: Tuned,
     out: Out = None,
     method: Method = "dqrelo-plus",
+    max_memory: MaxMemory = None,
+    device: Device = "cpu",
     resume: Resume = True,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -78,6 +90,8 @@ def compress(
         raise UnicompError("`--out` is missing", hint="give `--out DIR`, or `--dry-run`")
     if options["base"] is None:
         raise UnicompError("`--base` is missing", hint="name the model that was fine-tuned")
+    if device != "cpu":
+        raise UnsupportedError(f"cannot compute on device `{device}`", hint="use `--device cpu`")
     from unicomp.recipes.load import from_options
 
     recipe = from_options(
@@ -88,7 +102,16 @@ def compress(
         calibration=method_options.given(CALIBRATION, options | {"seed": None}) or None,
     )
     out = None if dry_run else out
-    carry_out(recipe, tuned, None, out, overwrite=overwrite, resume=resume, json=json)
+    carry_out(
+        recipe,
+        tuned,
+        None,
+        out,
+        max_memory=max_memory,
+        overwrite=overwrite,
+        resume=resume,
+        json=json,
+    )
 
 
 def carry_out(
@@ -97,7 +120,8 @@ def carry_out(
     text: str | None,
     out: Path | None,
     *,
-    overwrite: bool,
+    max_memory: int | None = None,
+    overwrite: bool = False,
     json: bool,
     resume: bool = True,
 ) -> None:
@@ -108,7 +132,7 @@ def carry_out(
     from unicomp.recipes.delta import plan_recipe
     from unicomp.recipes.delta_run import compress
 
-    plan = plan_recipe(recipe, model=tuned, text=text)
+    plan = plan_recipe(recipe, model=tuned, text=text, max_memory=max_memory)
     if out is None:
         _show_plan(plan, json)
         return
@@ -290,7 +314,12 @@ def _show_plan(plan: "DeltaPlan", json: bool) -> None:
             ("matrices at 16 bits", size.show(plan.matrix)),
             ("at most", f"{size.show(plan.budget)}; the least is {size.show(plan.least)}"),
             ("stored exactly", size.show(value["other"])),
+            ("peak memory", f"{size.show(sum(plan.memory.values()))}: {_parts(plan)}"),
         ]
     )
     for note in plan.notes:
         show.note(f"note: {note}")
+
+
+def _parts(plan: "DeltaPlan") -> str:
+    return ", ".join(f"{name} {size.show(nbytes)}" for name, nbytes in plan.memory.items())

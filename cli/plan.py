@@ -27,10 +27,14 @@ def plan(
 
     Example: unicomp plan quickstart builtin:tinyworld
     """
+    from unicomp.cli import delta
     from unicomp.recipes.load import read
     from unicomp.recipes.pipeline import plan as make
 
     loaded, text = read(recipe, overrides=set_ or [])
+    if loaded.stages[0].verb == delta.VERB:
+        delta.carry_out(loaded, model, None, None, max_memory=max_memory, json=json)
+        return
     show_plan(make(loaded, model=model, text=None if set_ else text, max_memory=max_memory), json)
 
 

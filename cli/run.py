@@ -57,7 +57,14 @@ def run(
     if loaded.stages[0].verb == delta.VERB:
         written, folder = None if set_ else text, None if dry_run else out
         delta.carry_out(
-            loaded, model, written, folder, overwrite=overwrite, resume=resume, json=json
+            loaded,
+            model,
+            written,
+            folder,
+            max_memory=max_memory,
+            overwrite=overwrite,
+            resume=resume,
+            json=json,
         )
         return
     found = plan(loaded, model=model, text=None if set_ else text, max_memory=max_memory)

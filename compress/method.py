@@ -437,16 +437,20 @@ class DeltaMethod(Method):
         """Return how a weight is decomposed; the seed is that weight's own."""
         return How(seed=seed)
 
-    def rank(self, shape: tuple[int, int], layout: Layout) -> int:
-        """Return the rank of a weight [out, in] that has its own budget: what fits, rounded down.
+    def bought(self, shape: tuple[int, int], layout: Layout) -> float:
+        """Return the ranks, with a fraction, that a weight [out, in] may have by its own budget.
 
         The planes count without their scales, one bit a weight, as in the paper's formula.
         """
         size = shape[0] * shape[1]
         if not self.ranked() or size == 0:
-            return 0
+            return 0.0
         room = 2 * self.ratio * size - layout.planes * size / 8
-        return min(max(0, int(room / layout.rank_bytes(shape) + 1e-9)), *shape)
+        return min(max(0.0, room / layout.rank_bytes(shape)), *shape)
+
+    def rank(self, shape: tuple[int, int], layout: Layout) -> int:
+        """Return the rank of a weight [out, in] by its own budget: what fits, rounded down."""
+        return int(self.bought(shape, layout) + 1e-9)
 
     def solve(self, delta: Tensor, layout: Layout, seed: int) -> PackedDelta:
         """Decompose the delta of one weight.

@@ -6,7 +6,7 @@ method could reach, where the ratio is out of reach.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from unicomp.hub import Source, resolve
 from unicomp.kernels.delta import module_of
 from unicomp.kernels.delta_folder import Stored, unserved
 from unicomp.kernels.dense import DenseSource, open_dense
+from unicomp.recipes import delta_forecast
 from unicomp.recipes.schema import Calibration, Recipe
 from unicomp.writer import Meta
 
@@ -38,6 +39,7 @@ class DeltaPlan:
     least     fewest bytes that the method could store
     calibration  text to train the scales on, its windows' length settled; None: they are not
     text      of the recipe that asks for it, if one does
+    memory    most bytes that the work takes, by what for
     """
 
     method_name: str
@@ -53,6 +55,7 @@ class DeltaPlan:
     notes: tuple[str, ...]
     calibration: Calibration | None = None
     text: str | None = None
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -70,21 +73,28 @@ class DeltaPlan:
             "budget": self.budget,
             "least": self.least,
             "other": sum(own.bytes for own in self.tensors.values() if own.kind == "exact"),
+            "memory_bytes": dict(self.memory),
             "notes": list(self.notes),
         }
 
 
 def plan_delta(
-    tuned: str, method_name: str, method: DeltaMethod, calibration: Calibration | None = None
+    tuned: str,
+    method_name: str,
+    method: DeltaMethod,
+    calibration: Calibration | None = None,
+    *,
+    max_memory: int | None = None,
 ) -> DeltaPlan:
     """Work out what each tensor of a fine-tune becomes.
 
     tuned        the fine-tune: a folder, a Hub id or `builtin:NAME`; the base is an option of the
                  method
     calibration  text to train the scales on
+    max_memory   bytes of resident memory that the work may take
 
     Raises CheckpointError naming the tensor where the two are not a pair, and UnicompError where
-    the method cannot reach the ratio, with the least that it could.
+    the method cannot reach the ratio, with the least that it could, or not in that memory.
     """
     source, base_source = resolve(tuned), resolve(method.base)
     checkpoint = Checkpoint.open(source.folder)
@@ -119,6 +129,10 @@ def plan_delta(
             f"could is {least / max(matrix, 1):.4g} ({least} of {matrix} bytes at 16 bits)",
             hint=f"use `--ratio {_up(least / max(matrix, 1) / (1 + GRACE))}` or another method",
         )
+    if calibration is not None:
+        calibration = _settled(calibration, checkpoint, fates, method)
+    memory = delta_forecast.memory(method, fates.values(), checkpoint.config, calibration)
+    delta_forecast.check(memory, max_memory)
     return DeltaPlan(
         method_name,
         method,
@@ -131,15 +145,23 @@ def plan_delta(
         budget,
         least,
         tuple(notes),
-        None if calibration is None else _settled(calibration, checkpoint, fates, method),
+        calibration,
+        memory=memory,
     )
 
 
-def plan_recipe(recipe: Recipe, *, model: str | None = None, text: str | None = None) -> DeltaPlan:
+def plan_recipe(
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    text: str | None = None,
+    max_memory: int | None = None,
+) -> DeltaPlan:
     """Work out what a recipe of one `delta` stage does; see `plan_delta`.
 
-    model  the fine-tune, instead of the recipe's
-    text   the recipe as the user wrote it; default: as `recipe.dump()` writes it
+    model       the fine-tune, instead of the recipe's
+    text        the recipe as the user wrote it; default: as `recipe.dump()` writes it
+    max_memory  bytes of resident memory that the work may take
     """
     tuned, (stage, *more) = model or recipe.model, recipe.stages
     if tuned is None:
@@ -151,7 +173,9 @@ def plan_recipe(recipe: Recipe, *, model: str | None = None, text: str | None = 
             f"`{more[0].verb if more else stage.verb}` cannot stand beside `delta`",
             hint="a delta is the whole of a recipe: put the other stages in one of their own",
         )
-    found = plan_delta(tuned, stage.method, stage.options, recipe.calibration)
+    found = plan_delta(
+        tuned, stage.method, stage.options, recipe.calibration, max_memory=max_memory
+    )
     return replace(found, text=recipe.dump() if text is None else text)
 
 

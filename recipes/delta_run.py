@@ -285,12 +285,7 @@ def _choose(work: _Work) -> dict[str, Layout]:
     plan, method, options = work.plan, work.plan.method, work.plan.method.layouts()
     names = [name for name, own in work.tensors.items() if own.kind == "delta"]
     if len(options) == 1 and not method.spreads():
-        return {
-            name: replace(
-                options[0], rank=method.rank(matrices_of(work.tensors[name])[1], options[0])
-            )
-            for name in names
-        }
+        return _alike(work, names, options[0])
     weights, known = {}, work.done("weigh")
     for index, name in enumerate(names, 1):
         work.show(Progress("weigh", index, len(names), name))
@@ -307,6 +302,33 @@ def _choose(work: _Work) -> dict[str, Layout]:
         room = int(method.ratio * 2 * weight.count * prod(weight.shape) * (1 + GRACE))
         chosen[name] = allocate([weight], max(room, weight.least()))[0]
     return chosen
+
+
+def _alike(work: _Work, names: list[str], layout: Layout) -> dict[str, Layout]:
+    """Give each weight the rank that its own ratio buys, rounded up as far as all bytes allow.
+
+    Rounded down everywhere, small weights would leave a twentieth of the bytes unused. The largest
+    fractions are rounded up first.
+    """
+    method, weights = work.plan.method, {name: matrices_of(work.tensors[name]) for name in names}
+    found = {
+        name: replace(layout, rank=method.rank(shape, layout))
+        for name, (_, shape) in weights.items()
+    }
+    left = work.plan.budget
+    left -= sum(own.bytes for own in work.tensors.values() if is_matrix(own))
+    left -= sum(count * found[name].nbytes(shape) for name, (count, shape) in weights.items())
+    more = {
+        name: method.bought(shape, layout) - found[name].rank
+        for name, (_, shape) in weights.items()
+    }
+    for name in sorted(names, key=lambda name: -more[name]):
+        count, shape = weights[name]
+        cost = count * layout.rank_bytes(shape)
+        if more[name] > 1e-9 and cost <= left:
+            found[name] = replace(layout, rank=found[name].rank + 1)
+            left -= cost
+    return found
 
 
 def _weigh(work: _Work, name: str) -> dict[str, Any]:

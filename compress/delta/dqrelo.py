@@ -5,9 +5,10 @@ singular vectors of `D - Q`, in 16 bits, take the directions that it added most 
 the ratio leaves after the bits: `out in (ratio - 1/16) / (out + in)`. No data is needed.
 
 Paper: D-QRELO, arXiv:2604.16940, section 3.
-Differs: the rank is rounded down, since rounded up it exceeds the ratio; the singular values are
-split between the two factors, so they take no bytes; vectors are stored exactly, where the paper
-keeps their largest entries: they are a thousandth of the bytes, and the most sensitive of all.
+Differs: ranks are rounded up, largest fraction first, only while all weights together keep the
+ratio, which all rounded up would exceed; the singular values are split between the two factors, so
+they take no bytes; vectors are stored exactly, where the paper keeps their largest entries: they
+are a thousandth of the bytes, and the most sensitive of all.
 """
 
 from pydantic import Field

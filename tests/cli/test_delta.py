@@ -48,6 +48,7 @@ def test_dry_run_reads_headers_and_writes_nothing(
     plan = json.loads(capsys.readouterr().out)
     assert plan["schema"] == "unicomp.delta-plan/1"
     assert plan["budget"] == int(0.25 * plan["matrix_bytes_16"] * 1.01)
+    assert sum(plan["memory_bytes"].values()) > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -59,6 +60,8 @@ def test_dry_run_reads_headers_and_writes_nothing(
         (["compress", *PAIR, "--out", "d", "--method", "dqrello"], "hint: did you mean `dqrelo`?"),
         (["compress", *PAIR, "--out", "d", "--ratio", "0.01", "--method", "dqrelo"], "the least"),
         (["compress", *PAIR, "--out", "d", "--planes", "2", "--method", "svd"], "`dqrelo-plus`"),
+        (["compress", *PAIR, "--out", "d", "--device", "cuda"], "error: cannot compute on device"),
+        (["compress", *PAIR, "--out", "d", "--max-memory", "9MB"], "error: --max-memory 9000000"),
         (["inspect", "absent"], "error: `absent`: no such folder"),
     ],
 )
@@ -89,6 +92,11 @@ def test_a_recipe_has_a_delta_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (out / "recipe.yaml").read_text() == text
     assert exit_code(["delta", "inspect", str(out)]) == 0
     capsys.readouterr()
+    assert exit_code(["plan", str(recipe)]) == 0
+    assert "36 as deltas, 11 whole" in capsys.readouterr().out
+    for words in (["plan"], ["run", "--out", str(tmp_path / "e")]):
+        assert exit_code([words[0], str(recipe), *words[1:], "--max-memory", "9MB"]) == 1
+        assert "--max-memory 9000000 bytes is too small" in capsys.readouterr().err
     recipe.write_text(text + "  - quantize: rtn\n")
     assert exit_code(["run", str(recipe), "--out", str(tmp_path / "e")]) == 1
     assert "cannot stand beside `delta`" in capsys.readouterr().err

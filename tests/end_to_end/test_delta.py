@@ -15,15 +15,30 @@ from unicomp.kernels.load import load
 from unicomp.recipes.delta import plan_delta
 from unicomp.recipes.delta_run import compress, restore
 
-WINDOW, WINDOWS = 256, 24
+WINDOW, WINDOWS = 256, 100
 Pair = tuple[str, str, Path]
 Recovery = Callable[[str, float], float]
 
-# Shares of the gain that a quick study in numpy kept: one bit, then its best at 1/8 and at 1/4.
+# Shares of the gain that a quick study in numpy kept, on the same text.
 STUDY = {
-    "stories260K": (0.886, 0.958, 0.982),
-    "templateGPT-llama3-1M": (0.889, 0.980, 0.992),
+    "stories260K": {
+        ("bitdelta", 1 / 16): 0.886,
+        ("svd", 1 / 8): 0.729,
+        ("dqrelo", 1 / 8): 0.942,
+        ("dqrelo", 1 / 4): 0.958,
+        ("dqrelo-plus", 1 / 8): 0.958,
+        ("dqrelo-plus", 1 / 4): 0.982,
+    },
+    "templateGPT-llama3-1M": {
+        ("bitdelta", 1 / 16): 0.889,
+        ("svd", 1 / 8): 0.944,
+        ("dqrelo", 1 / 8): 0.975,
+        ("dqrelo", 1 / 4): 0.988,
+        ("dqrelo-plus", 1 / 8): 0.980,
+        ("dqrelo-plus", 1 / 4): 0.992,
+    },
 }
+NEAR = 0.0015  # what another choice of windows moves
 
 
 @torch.no_grad()
@@ -80,7 +95,10 @@ def test_the_study_is_met_and_its_best_beaten(pair: tuple[str, Recovery]) -> Non
     name, recovery = pair
     if name not in STUDY:
         pytest.skip("the study did not look at this pair")
-    one_bit, eighth, quarter = STUDY[name]
-    assert recovery("bitdelta", 1 / 16) == pytest.approx(one_bit, abs=0.015)
-    assert recovery("dqrelo-plus", 1 / 8) > eighth
-    assert recovery("dqrelo-plus", 1 / 4) > quarter
+    for (method, ratio), share in STUDY[name].items():
+        least = share if method == "dqrelo-plus" else share - NEAR
+        assert recovery(method, ratio) > least, (method, ratio)
+    one_bit = STUDY[name]["bitdelta", 1 / 16]
+    assert recovery("bitdelta", 1 / 16) == pytest.approx(one_bit, abs=NEAR)
+    # Another method's share would be seen.
+    assert recovery("dqrelo", 1 / 8) != pytest.approx(one_bit, abs=10 * NEAR)

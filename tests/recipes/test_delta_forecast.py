@@ -1,0 +1,109 @@
+"""The forecast of a delta's memory, beside what processes take; limits are obeyed or declined."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from unicomp.compress import methods
+from unicomp.errors import UnicompError
+from unicomp.kernels.delta_folder import Stored
+from unicomp.recipes.delta import DeltaPlan, plan_delta
+from unicomp.recipes.delta_forecast import memory
+from unicomp.recipes.schema import Calibration
+
+PIRATE, WORLD = "builtin:tinyworld-pirate", "builtin:tinyworld"
+TEXT = Calibration(data=WORLD, samples=8, seq_len=64)
+SIDES = {"small": (64, 64), "tall": (24000, 1024), "square": (4096, 4096)}
+
+
+def planned(name: str, tuned: str = PIRATE, base: str = WORLD, **words: Any) -> DeltaPlan:
+    options = {key: words.pop(key) for key in ("ratio", "planes", "allocation") if key in words}
+    method: Any = methods.find("delta", name).model_validate({"base": base} | options)
+    return plan_delta(tuned, name, method, **words)
+
+
+def test_a_limit_below_the_forecast_is_declined_and_one_at_it_is_not() -> None:
+    needed = sum(planned("dqrelo").memory.values())
+    assert planned("dqrelo", max_memory=needed).memory == planned("dqrelo").memory
+    with pytest.raises(UnicompError, match=rf"needs {needed} bytes, .* for imports") as caught:
+        planned("dqrelo", max_memory=needed - 1)
+    assert caught.value.hint == f"give at least {-(-needed // (1 << 20))}MiB"
+    more = sum(planned("dqrelo", calibration=TEXT).memory.values())
+    assert more > needed
+    with pytest.raises(UnicompError, match="too small") as caught:
+        planned("dqrelo", calibration=TEXT, max_memory=needed)
+    assert "leave out `--calibration`" in (caught.value.hint or "")
+
+
+def test_more_planes_ranks_and_windows_are_forecast_to_take_more() -> None:
+    large = Stored(kind="delta", dtype="BF16", shape=[4096, 4096], bytes=0)
+
+    def total(
+        name: str, ratio: float = 0.125, text: Calibration | None = None, **words: Any
+    ) -> int:
+        options: dict[str, Any] = {"base": WORLD, "ratio": ratio} | words
+        method: Any = methods.find("delta", name).model_validate(options)
+        return sum(memory(method, [large] * 12, {"vocab_size": 4096}, text).values())
+
+    assert total("bitdelta") < total("dqrelo") < total("dqrelo-plus")
+    assert total("svd") < total("svd", 0.5)
+    text, longer = (TEXT.model_copy(update={"seq_len": length}) for length in (64, 1024))
+    assert total("dqrelo-plus") < total("dqrelo-plus", text=text, planes=1)
+    assert total("dqrelo-plus", text=text, planes=1) < total("dqrelo-plus", text=text)
+    assert total("dqrelo-plus", text=text) < total("dqrelo-plus", text=longer)
+
+
+def pair(folder: Path, shape: tuple[int, int]) -> list[str]:
+    """Write a base and a fine-tune of one matrix and one norm, bfloat16; return their folders."""
+    draw = torch.Generator().manual_seed(0)
+    base = {
+        "model.layers.0.mlp.up_proj.weight": 0.02 * torch.randn(shape, generator=draw),
+        "model.norm.weight": torch.ones(shape[1]),
+    }
+    found = []
+    for name in ("base", "tuned"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        if name == "tuned":
+            for own in base.values():
+                own += 0.001 * torch.randn(own.shape, generator=draw)
+        tensors = {key: own.bfloat16() for key, own in base.items()}
+        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
+        found.append(str(folder / name))
+    return found
+
+
+def peak(folder: Path, tuned: str, base: str, words: list[str]) -> int:
+    """Compress in a process of its own; return the most that it held."""
+    command = [sys.executable, "-m", "unicomp", "delta", "compress", tuned, "--base", base]
+    command += ["--out", str(folder / "d"), "--overwrite", "--quiet", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found: int = json.loads((folder / "d/unicomp.json").read_text())["peak_rss_bytes"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [("bitdelta", 0.125), ("dqrelo", 0.125), ("dqrelo-plus", 0.125), ("svd", 0.4)],
+)
+def test_processes_stay_within_what_was_forecast(name: str, ratio: float, tmp_path: Path) -> None:
+    """What a large matrix adds to a small one's peak is at most what the forecast adds."""
+    peaks, forecasts = {}, {}
+    words = ["--method", name, "--ratio", str(ratio)]
+    for size, shape in SIDES.items():
+        base, tuned = pair(tmp_path / size, shape)
+        parts = planned(name, tuned, base, ratio=ratio).memory
+        forecasts[size] = sum(parts.values())
+        peaks[size] = peak(tmp_path / size, tuned, base, words)
+        assert peaks[size] <= forecasts[size]
+        if size != "small":
+            held = forecasts[size] - parts["imports"]
+            assert peaks[size] - peaks["small"] <= held
+            assert peaks[size] - peaks["small"] > 0.3 * held  # the forecast is no mere ceiling
