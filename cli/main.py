@@ -30,6 +30,7 @@ from unicomp.cli.generate import generate
 from unicomp.cli.inspect_checkpoint import inspect_checkpoint
 from unicomp.cli.plan import plan
 from unicomp.cli.prune import prune
+from unicomp.cli.push import push
 from unicomp.cli.quantize import quantize
 from unicomp.cli.run import run
 from unicomp.cli.score import score
@@ -62,6 +63,7 @@ app.command("verify")(verify)
 app.command("score")(score)
 app.command("compare")(compare)
 app.command("generate")(generate)
+app.command("push")(push)
 app.add_typer(delta.app, name="delta")
 app.add_typer(bench.app, name="bench")
 app.add_typer(recipes.app, name="recipes")

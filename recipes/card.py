@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from unicomp.evaluate.cost.gain import Gain
-from unicomp.manifest import CalibrationPart, Manifest
-from unicomp.recipes.schema import Recipe
+from unicomp.manifest import CalibrationPart, Manifest, Stage
+from unicomp.recipes import card_fields
 
 PLAIN = """```python
 # pip install transformers
@@ -24,7 +24,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 ```""",
     "gptq": """```python
-# pip install transformers optimum gptqmodel
+# pip install transformers optimum gptqmodel; not run by unicomp's tests
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
@@ -33,11 +33,38 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 }
 
 
+OURS = """```python
+# pip install unicomp
+import unicomp
+from transformers import AutoTokenizer
+
+model = unicomp.load("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```"""
+BITNET = LOAD["compressed-tensors"].replace(" compressed-tensors", "")
+VLLM = """```sh
+# not run by unicomp's tests: what vLLM's code (0.33) reads was compared, see docs/formats.md
+vllm serve PATH_OR_ID
+```"""
+LLAMA_CPP = """```sh
+unicomp export PATH_OR_ID --format gguf --out model.gguf
+llama-cli -m model.gguf -p "Once upon a time"  # not run by unicomp's tests: the library is
+```"""
+
+
+class Asked(Protocol):
+    """What a card asks of a recipe."""
+
+    @property
+    def format(self) -> str:
+        """The layout on disk."""
+
+
 class Made(Protocol):
     """What a card asks of the plan of the last pass."""
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Asked:
         """What was asked."""
 
     @property
@@ -69,9 +96,8 @@ def write(
             fallbacks[module.fallback] = fallbacks.get(module.fallback, 0) + 1
     sparse = [module for module in stage.modules.values() if module.sparsity is not None]
     lines = [
-        _front(manifest),
-        f"# {manifest.source.id.split('/')[-1]}, "
-        + ", ".join(f"{one.verb}d with {one.method}" for one in manifest.stages),
+        card_fields.front(card_fields.fields(manifest, report)),
+        f"# {manifest.source.id.split('/')[-1]}, " + ", ".join(map(_done, manifest.stages)),
         "",
         f"Made by unicomp {manifest.versions['unicomp']} from `{manifest.source.id}`"
         + (f" at `{manifest.source.revision}`." if manifest.source.revision else "."),
@@ -99,6 +125,8 @@ def write(
             lines += ["", *(_part(part) for part in text.parts)]
     if any(one.shape is not None for one in manifest.stages):
         lines += ["", _speed(gain)]
+    if any(one.training is not None for one in manifest.stages):
+        lines += ["", "## Training", "", *_training(manifest, report)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
     if fallbacks or manifest.notes:
@@ -108,13 +136,19 @@ def write(
     lines += ["", "## Load", ""]
     lines += [f"- {name} does not load it: {why}" for name, why in plan.loaders.items() if why]
     if plan.loaders.get("transformers") is None:
-        lines += [LOAD[plan.recipe.format] if plan.schemes else PLAIN, ""]
+        own = {**LOAD, "bitnet": BITNET}
+        lines += [own[plan.recipe.format] if plan.schemes else PLAIN, ""]
+        if "vllm" in plan.loaders and plan.loaders["vllm"] is None:
+            lines += ["In vLLM:", "", VLLM, ""]
     else:
         lines += [
             "",
             "`unicomp generate` runs it; `--target transformers` makes one that loads.",
             "",
         ]
+    lines += ["On unicomp's kernels:", "", OURS, ""]
+    if manifest.stages[-1].verb == "quantize":
+        lines += ["In llama.cpp:", "", LLAMA_CPP, ""]
     lines += [
         "`unicomp.json` holds every module's error, the hashes of the source files and of these;",
         "`unicomp verify` compares them. `recipe.yaml` made it. The licence is that of the source.",
@@ -162,19 +196,56 @@ def _speed(gain: Gain | None) -> str:
     )
 
 
+def _training(manifest: Manifest, report: dict[str, Any] | None) -> list[str]:
+    """Return what each stage cost and each training won back, in KL, and held-out figures."""
+    lines = ["| after | KL to the teacher, nats a token of held-out text |", "|---|---:|"]
+    before: list[str] = []
+    figures: dict[str, float] = {}
+    last: dict[str, float] = {}
+    heat: dict[str, float] | None = None
+    for number, stage in enumerate(manifest.stages, start=1):
+        word = f"{number}. {stage.verb} {stage.method}"
+        if stage.training is None:
+            before.append(word)
+            continue
+        told = stage.training
+        if before:
+            lines.append(f"| {', '.join(before)} | {told.before['kl']:.4g} |")
+        won = 1 - told.after["kl"] / told.before["kl"] if told.before["kl"] else 0.0
+        lines.append(f"| {word} | {told.after['kl']:.4g}, {won:.0%} less |")
+        before, last = [], told.after
+        figures, heat = told.before, told.temperature
+    found = (
+        None
+        if report is None
+        else next((one["value"] for one in report["scores"] if one["name"] == "fidelity/kl"), None)
+    )
+    if before and found is not None:
+        lines.append(f"| {', '.join(before)} | {_number(found)} (of the scores, on all of it) |")
+    lines += ["", "| held out | before training | after |", "|---|---:|---:|"]
+    lines += [
+        f"| {name.replace('_', ' ')} | {figures[name]:.4g} | {last[name]:.4g} |"
+        for name in ("nll", "brier", "accuracy", "ece", "gap", "entropy_ratio")
+        if name in last and name in figures
+    ]
+    if heat is not None:
+        lines += [
+            "",
+            f"Logits divided by {heat['temperature']:.3f}, fitted on one half of that text, take "
+            f"the likelihood of the other from {heat['before']:.4f} to {heat['after']:.4f} nats.",
+        ]
+    return lines
+
+
 def _part(part: CalibrationPart) -> str:
     return (
         f"- {part.samples} windows ({part.share:.0%}) of `{part.source}` (sha256 `{part.sha256}`)"
     )
 
 
-def _front(manifest: Manifest) -> str:
-    done = f"{manifest.stages[-1].verb}d"
-    lines = ["---", "library_name: transformers", f"tags: [unicomp, {done}]"]
-    if "/" in manifest.source.id:
-        relation = "quantized" if done == "quantized" else "finetune"  # the Hub's word for the rest
-        lines += [f"base_model: {manifest.source.id}", f"base_model_relation: {relation}"]
-    return "\n".join([*lines, "---", ""])
+def _done(stage: Stage) -> str:
+    past = {"distill": "distilled", "export": "exported"}.get(stage.verb, f"{stage.verb}d")
+    return f"{past} {'to' if stage.verb == 'export' else 'with'} {stage.method}"
 
 
 def _scores(report: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from unicomp.kernels.gguf_writer import Piece
 from unicomp.kernels.packed import PackedTensor
 from unicomp.kernels.stored import Stored
 from unicomp.models import Linear, Model, describe
+from unicomp.recipes import card
 from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write_file
 
 Show = Callable[[str, int, int], None]
@@ -248,6 +249,8 @@ def _folder(
     write_file(partial_ / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     made = _manifest(work, target, kind, partial_, metas, time.monotonic() - began)
     manifest.write(partial_, made)
+    made_as = _Made(_Asked(target.name), target.loaders(), modules)
+    write_file(partial_ / "README.md", card.write(made_as, made).encode())
     problems = manifest.verify(partial_)
     if problems:
         raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
@@ -261,6 +264,25 @@ def _folder(
         target.loaders(),
         (*work.dense.notes, *_notes(work)) if dense else tuple(_notes(work)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What the card asks."""
+
+    recipe: _Asked
+    loaders: Mapping[str, str | None]
+    modules: Collection[str]
+
+    @property
+    def schemes(self) -> Mapping[str, Any]:
+        """The modules whose codes went over."""
+        return dict.fromkeys(self.modules)
 
 
 def _linears_of(model: Model, tensor: str) -> Iterator[Linear]:
@@ -282,7 +304,7 @@ def _manifest(
     metas: Mapping[str, Sequence[Meta]],
     seconds: float,
 ) -> manifest.Manifest:
-    """Return the manifest: the stages that made the source, if it says so, and this one."""
+    """Return the manifest: what made the model that is exported, if it says so, and this stage."""
     earlier = None
     if (work.source.folder / manifest.NAME).is_file():
         earlier = manifest.read(work.source.folder)
@@ -317,7 +339,9 @@ def _manifest(
     out = sum(meta.nbytes for own in metas.values() for meta in own)
     hashes = work.checkpoint.sha256()
     return manifest.Manifest(
-        source=manifest.Source(id=work.source.id, revision=work.source.revision, sha256=hashes),
+        source=manifest.Source(id=work.source.id, revision=work.source.revision, sha256=hashes)
+        if earlier is None
+        else earlier.source,
         recipe_sha256=hashlib.sha256(b"").hexdigest() if earlier is None else earlier.recipe_sha256,
         calibration=None if earlier is None else earlier.calibration,
         stages=[*([] if earlier is None else earlier.stages), stage],

@@ -193,7 +193,7 @@ def _words(codes: blocks.Codes, bits: int) -> NDArray[np.int32]:
 def _quantization(packed: Mapping[str, int], dense: list[str]) -> dict[str, Any]:
     """Return the `quantization_config`: modules by name, a group for each way of packing."""
     sizes = {8: 32, 4: 32, 2: 256}
-    groups = {}
+    groups: dict[str, Any] = {}
     for bits in sorted(set(packed.values())):
         groups[f"group_{len(groups)}"] = {
             "format": "pack-quantized",

@@ -108,7 +108,7 @@ def metadata(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     kind = str(config["model_type"])
     notes: list[str] = []
     found: dict[str, Any] = {}
-    for key, name in (_NUMBERS | _EXPERTS.get(kind, {})).items():
+    for key, name in {**_NUMBERS, **_EXPERTS.get(kind, {})}.items():
         value = config.get(name)
         if value is None and name in _ELSE:
             value = config.get(_ELSE[name])
@@ -269,9 +269,9 @@ def config(fields: Mapping[str, Any], tied: bool, freqs: list[float] | None) -> 
         "tie_word_embeddings": tied,
         "dtype": "float16",
     }
-    defaults = {"vocab_size": len(fields.get("tokenizer.ggml.tokens") or [])}
+    defaults: dict[str, Any] = {"vocab_size": len(fields.get("tokenizer.ggml.tokens") or [])}
     defaults["attention.head_count_kv"] = fields.get(f"{arch}.attention.head_count")
-    for key, name in (_NUMBERS | _EXPERTS.get(kind, {})).items():
+    for key, name in {**_NUMBERS, **_EXPERTS.get(kind, {})}.items():
         value = fields.get(f"{arch}.{key}", defaults.get(key))
         if value is None:
             raise CheckpointError(

@@ -213,6 +213,84 @@ def _has(name: str, word: str) -> bool:
     return re.search(rf"(^|[-_./]){re.escape(word)}([-_./]|$)", name) is not None
 
 
+def push(
+    folder: Path,
+    files: list[str],
+    name: str,
+    *,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    message: str,
+) -> str:
+    """Send files of a folder to a model repository in one commit, made if it is not there.
+
+    files     relative to the folder; nothing else is sent
+    revision  a branch, made if it is not there; default `main`
+    returns   the address of the commit or of the pull request
+
+    Files that an interrupted push left on the Hub are not sent again. The token is whatever
+    huggingface_hub finds in its own places; it is in no message of ours.
+
+    Raises UnicompError in two lines for whatever the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _pushed(name):
+        if not create_pr:
+            api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=[glob.escape(file) for file in files],
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=message,
+        )
+    return str(done.pr_url or done.commit_url)
+
+
+@contextmanager
+def _pushed(name: str) -> Iterator[None]:
+    """Turn what a push raises into two lines, by the Hub's answer."""
+    from huggingface_hub import errors
+
+    again = "run the same command again: what arrived is not sent twice"
+    hints = {
+        401: "log in with `hf auth login`, or set `HF_TOKEN`",
+        403: "this account may not write there: use another name, or `--create-pr`",
+        404: "check the spelling; `--create-pr` needs a repository that is there",
+        409: f"another commit came in between; {again}",
+        413: "a file is larger than the Hub takes",
+    }
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UnicompError(f"`{name}` is no Hub id", hint="write `org/name`") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UnicompError(f"`{name}`: no token to write with", hint=hints[401]) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise UnicompError(
+            f"`{name}`: `HF_HUB_OFFLINE` is set, nothing was sent", hint="unset it"
+        ) from error
+    except _unreachable() as error:
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", None)
+        if status is None:
+            kind = type(error).__name__
+            raise UnicompError(
+                f"`{name}`: the Hub does not answer ({kind})", hint=f"{again}, once it does"
+            ) from error
+        hint = hints.get(status, again if status >= 500 else "see the repository's settings")
+        raise UnicompError(f"`{name}`: the Hub answers {status}", hint=hint) from error
+    except RuntimeError as error:
+        # A file's own upload is retried inside, and ends in a RuntimeError without the answer.
+        raise UnicompError(f"`{name}`: a file could not be sent", hint=again) from error
+
+
 def _unreachable() -> tuple[type[Exception], ...]:
     """Return what huggingface_hub raises when nobody answers: the client's and the system's."""
     from huggingface_hub import errors

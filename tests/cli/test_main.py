@@ -19,7 +19,7 @@ from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
 from unicomp.evaluate.scores import SCHEMA, Report, Subject, measured, write
 
-COMMANDS = "run quantize prune plan inspect verify export score compare generate env".split()
+COMMANDS = "run quantize prune plan inspect verify export score compare generate push env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
 BENCH = ["bench model", "bench kernels"]
 SLOW = {"run", "quantize", "prune", "score", *BENCH}
@@ -92,6 +92,10 @@ def test_every_example_works_as_it_stands(
         write(tmp_path / f"{name}.json", report)
     words = shlex.split(line.partition(" > ")[0])
     assert words[0] == "unicomp"
+    if "out/quickstart" in words:
+        made = ["quantize", "builtin:tinyworld", "--method", "rtn", "--out", "out/quickstart"]
+        assert exit_code(made) == 0
+        capsys.readouterr()
     assert exit_code(words[1:]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out
 
