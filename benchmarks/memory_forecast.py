@@ -3,9 +3,9 @@
 `unicomp plan --json` gives the forecast, the same command without `plan` is then run as a process
 of its own and watched from outside: its greatest resident size, as the kernel counts it. A forecast
 that is too low breaks a promise, one that is far too high declines runs that would fit; both are
-shown for each case, with the parts of the forecast.
+shown for each case, with the parts of the forecast. A case is stored as soon as it is measured.
 
-Run:  python benchmarks/memory_forecast.py
+Run:  python benchmarks/memory_forecast.py [CASE ...]
 """
 
 import argparse
@@ -23,14 +23,50 @@ from quantize_llama import apart, commit
 
 HERE = Path(__file__).resolve().parent
 LLAMA = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 4096}
+TWO = LLAMA | {"num_hidden_layers": 2}
+THREE = LLAMA | {"num_hidden_layers": 3}
+SHORT = ["--samples", "8", "--seq-len", "512"]
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "vocab_size": 32_000,
+    "num_hidden_layers": 2,
+}
+# A case: the sizes of a model, none for the embedded one, and the command that is measured.
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
-    "embedded": ({}, ["--seq-len", "256"]),
-    "1024 wide": (LLAMA | {"num_hidden_layers": 2}, ["--samples", "32"]),
-    "1024 wide, no drift": (
-        LLAMA | {"num_hidden_layers": 2},
-        ["--samples", "32", "--drift", "0"],
+    "embedded": ({}, ["quantize", "--seq-len", "256"]),
+    "1024 wide": (TWO, ["quantize", "--samples", "32"]),
+    "1024 wide, no drift": (TWO, ["quantize", "--samples", "32", "--drift", "0"]),
+    "1024 wide, rtn": (TWO, ["quantize", "--method", "rtn"]),
+    "1024 wide, magnitude of all": (
+        THREE,
+        ["prune", "--method", "magnitude", "--scope", "global"],
     ),
-    "1024 wide, rtn": (LLAMA | {"num_hidden_layers": 2}, ["--method", "rtn"]),
+    "1024 wide, wanda by sensitivity": (
+        THREE,
+        [
+            *"prune --method wanda --allocation sensitivity".split(),
+            *("--samples", "4", "--seq-len", "256"),
+        ],
+    ),
+    "1024 wide, sparsegpt": (THREE, ["prune", "--method", "sparsegpt", *SHORT]),
+    "embedded, width": ({}, ["prune", "--method", "width", "--seq-len", "256"]),
+    "1024 wide, width": (THREE, ["prune", "--method", "width", *SHORT]),
+    "1024 wide, width by second order, not refitted": (
+        THREE,
+        ["prune", "--method", "width", "--criterion", "second-order", "--no-compensate", *SHORT],
+    ),
+    "1024 wide, sink heads": (
+        THREE,
+        ["prune", *"--method heads --heads 8 --kv-heads 8 --criterion sink".split(), *SHORT],
+    ),
+    "1024 wide, depth": (THREE, ["prune", "--method", "depth", *SHORT]),
+    "1024 wide, depth by influence, not refitted": (
+        THREE,
+        ["prune", "--method", "depth", "--criterion", "influence", "--no-compensate", *SHORT],
+    ),
+    "2048 wide, width": (LARGE, ["prune", "--method", "width", *SHORT]),
+    "2048 wide, depth": (LARGE, ["prune", "--method", "depth", "--layers", "1", *SHORT]),
     "4096 wide": (
         {
             "hidden_size": 4096,
@@ -38,7 +74,7 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
             "vocab_size": 1024,
             "num_hidden_layers": 1,
         },
-        ["--samples", "4"],
+        ["quantize", "--samples", "4"],
     ),
     "4096 wide, vocabulary 128000, rtn": (
         {
@@ -47,7 +83,7 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
             "vocab_size": 128_000,
             "num_hidden_layers": 1,
         },
-        ["--method", "rtn"],
+        ["quantize", "--method", "rtn"],
     ),
 }
 
@@ -78,13 +114,14 @@ def peak(command: list[str]) -> int:
     return usage.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
-def measure(sizes: dict[str, int], options: list[str], work: Path) -> dict[str, Any]:
+def measure(sizes: dict[str, int], words: list[str], work: Path) -> dict[str, Any]:
     """Return forecast and peak of one case."""
     model = "builtin:tinyworld"
     if sizes:
         model = str(work / "model")
         apart(make, work / "model", sizes)
-    command = [sys.executable, "-m", "unicomp", "quantize", model, "--out", str(work / "out")]
+    verb, *options = words
+    command = [sys.executable, "-m", "unicomp", verb, model, "--out", str(work / "out")]
     command += ["--calibration", "builtin:tinyworld", *options]
     planned = subprocess.run(
         [*command, "--dry-run", "--json"], check=True, capture_output=True, text=True
@@ -92,6 +129,7 @@ def measure(sizes: dict[str, int], options: list[str], work: Path) -> dict[str, 
     plan = json.loads(planned.stdout)
     actual = peak(command)
     return {
+        "command": verb,
         "options": options,
         "sizes": sizes,
         "forecast_bytes": plan["peak_host_bytes"],
@@ -102,31 +140,35 @@ def measure(sizes: dict[str, int], options: list[str], work: Path) -> dict[str, 
 
 
 def main() -> None:
-    """Measure all cases and store them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "memory_forecast.json")
-    options = parser.parse_args()
-    found = {}
-    for name, (sizes, more) in CASES.items():
-        with tempfile.TemporaryDirectory() as work:
-            found[name] = measure(sizes, more, Path(work))
-        print(
-            f"{name}: forecast {found[name]['forecast_bytes'] / 1e9:.2f} GB, "
-            f"peak {found[name]['peak_rss_bytes'] / 1e9:.2f} GB",
-            file=sys.stderr,
-        )
+    """Measure the cases and store each; others stay in the file."""
     from unicomp import machine
 
-    result = {
-        "schema": "unicomp.benchmark/1",
-        "benchmark": "memory_forecast",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cases": found,
-        "machine": machine.describe(),
-        "versions": machine.versions(),
-    }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="their names; default: all")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "memory_forecast.json")
+    options = parser.parse_args()
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(CASES)}")
+    for name in options.cases or CASES:
+        with tempfile.TemporaryDirectory() as work:
+            row = measure(*CASES[name], Path(work))
+        print(
+            f"{name}: forecast {row['forecast_bytes'] / 1e9:.3f} GB, "
+            f"peak {row['peak_rss_bytes'] / 1e9:.3f} GB, {row['forecast_by_peak']:.2f} of it",
+            file=sys.stderr,
+            flush=True,
+        )
+        row |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+        cases = json.loads(options.out.read_text())["cases"] if options.out.exists() else {}
+        cases[name] = row
+        result = {
+            "schema": "unicomp.benchmark/1",
+            "benchmark": "memory_forecast",
+            "cases": {known: cases[known] for known in CASES if known in cases},
+            "machine": machine.describe(),
+            "versions": machine.versions(),
+        }
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
