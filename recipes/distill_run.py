@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from unicomp import builtin, machine, manifest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.distill.losses.safety import safety_tokens
 from unicomp.compress.distill.training.figures import WARN_GAP, Figures, Temperature
+from unicomp.compress.distill.training.gradient_filter import gradient_norms, usual
 from unicomp.compress.distill.training.measure import measure, temperature
 from unicomp.compress.distill.training.student import open_student
 from unicomp.compress.distill.training.teacher import (
@@ -215,11 +216,19 @@ def _carry_out(
     )
     tokens = safety_tokens(text.tokenizer(plan.source.folder)) if method.safety else None
     job = Job(method, student, teacher, width, data.training, data.held_out, journal.folder, tokens)
+    if method.filter_gradients:
+        progress(Progress("prepare", 0, 0, "measuring the gradient of each window"))
+        stays = usual(gradient_norms(job))
+        left = len(data.training) - len(stays)
+        filtered = f"{left} of {len(data.training)} windows had a gradient far above the median"
+        job = replace(job, training=data.training.part(stays))
     outcome = train(job, progress=lambda step: progress(_shown(step)))
     progress(Progress("measure", 0, 0, "held-out text, after training"))
     after = measure(student.model, data.held_out, teacher, method.micro_batch)
     heat = temperature(student.model, data.held_out, method.micro_batch)
-    notes = list(plan.notes) + warnings(before, after)
+    notes = [*plan.notes, *warnings(before, after)]
+    if method.filter_gradients:
+        notes.append(f"{filtered}, and were left out")
     for note in notes:
         progress(Progress("measure", 0, 0, "", note=note))
     writer = Writer(folder, plan.layout())

@@ -213,7 +213,7 @@ def plan_distill(
         steps=steps,
         seconds=seconds,
         basis=basis,
-        notes=dense.notes[:0],
+        notes=(),
     )
 
 

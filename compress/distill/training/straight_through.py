@@ -40,16 +40,14 @@ class Quantized(nn.Module):
         codes: tuple[int, int],
         scales: Scales,
         keep_zeros: bool,
-        ordered: bool = False,
     ) -> None:
         """Begin with the codes and scales of a packed weight.
 
         codes       the least and the greatest code; ternary weights use fewer than their bits
         keep_zeros  weights that are zero now stay so
-        ordered     the module holds its weight [in, out] (GPT-2's Conv1D)
         """
         super().__init__()
-        self.scheme, self.scales, self.ordered = start.scheme, scales, ordered
+        self.scheme, self.scales = start.scheme, scales
         self.dtype = start.scale.dtype
         zero = 0 if start.zero_point is None else start.zero_point.float()
         shape = start.scale.shape
@@ -64,22 +62,17 @@ class Quantized(nn.Module):
 
     def forward(self, shadow: Tensor) -> Tensor:
         """Return the rounded weight, or for a share below one its mixture with the shadow."""
-        weight = shadow.T if self.ordered else shadow
-        if self.kept.numel():
-            weight = weight * self.kept
+        weight = shadow * self.kept if self.kept.numel() else shadow
         codes, scale, _ = self._rounded(weight)
         found = _ungrouped(codes * scale[..., None], weight.shape[1])
         if float(self.share) < 1:
             found = weight + self.share * (found - weight)
-        result: Tensor = found.T if self.ordered else found
-        return result
+        return found
 
     @torch.no_grad()
     def packed(self, shadow: Tensor) -> PackedTensor:
         """Return the codes and scales that `forward` computes with, the share being one."""
-        weight = shadow.T if self.ordered else shadow
-        if self.kept.numel():
-            weight = weight * self.kept
+        weight = shadow * self.kept if self.kept.numel() else shadow
         codes, scale, _ = self._rounded(weight)
         if self.zero_point is not None:
             codes = codes + self.zero_point.float()[..., None]

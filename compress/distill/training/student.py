@@ -81,7 +81,11 @@ class Student:
             quantized, shadow = rounded[path]
             if self.layout is None:
                 raise ValueError("packed weights without a format")
-            parts = self.layout.pack(module, quantized.packed(shadow))
+            packed = quantized.packed(shadow)
+            parts = self.layout.pack(module, packed)
+            zero, place = packed.zero_point, f"{module}.weight_zero_point"
+            if zero is not None and self.checkpoint.tensors[place].dtype == "I8":
+                parts[place] = zero  # stored one by one, not in words
             stored |= set(parts)
             yield from parts.items()
         for name, info in self.checkpoint.tensors.items():
@@ -123,18 +127,23 @@ def open_student(
         module = name.removesuffix(".weight")
         path = places[name].removesuffix(".weight")
         linear = model.get_submodule(path)
+        if isinstance(linear, Conv1D):
+            raise UnsupportedError(
+                f"cannot train packed weights of `{source.config['model_type']}`, whose model "
+                "holds them with inputs down the rows",
+                hint="distil the model before it is quantized",
+            )
         packed = _read(checkpoint, layout, module, source)
         quantized = Quantized(
             packed,
             codes=_codes(packed),
             scales=scales if _ternary(packed) else "learned",
             keep_zeros=not _ternary(packed) and _sparse(packed.codes),
-            ordered=isinstance(linear, Conv1D),
         )
         start = packed.dequantize()
         if teacher is not None and _alike(teacher, name, start):
             start = teacher.read(name).float()
-        attach(linear, quantized, start.T if quantized.ordered else start)
+        attach(linear, quantized, start)
         student.packed[module] = path
     _keep_zeros(model, places, student)
     model.train()

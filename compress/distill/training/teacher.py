@@ -35,7 +35,8 @@ class Signal:
     """What a teacher says of some windows, at the positions before each next token.
 
     logits   floating [windows, positions, vocab]; None where only few tokens are known
-    few      log-probabilities and ids as `losses.few.keep_few` gives them, at the temperature
+    few      log-probabilities and ids as `losses.few.keep_few` gives them, at the temperature of
+             training, of held-out windows at 1
     entropy  float [windows, positions], at temperature 1; where `few`
     states   of its layers, where they were asked for
     """
@@ -176,11 +177,12 @@ def store(
     writer = Writer(folder, metas, max_shard_bytes=1 << 62)
     done, total = 0, sum(len(windows[part]) for part in PARTS)
     for part in PARTS:
+        heat = temperature if part == "training" else 1.0  # figures are at temperature 1
         for start in range(0, len(windows[part]), batch):
             ids = windows[part].ids[start : start + batch]
             rows = slice(start, start + len(ids))
             logits = model(ids, use_cache=False).logits[:, :-1]
-            values, tokens = keep_few(logits, k, temperature=temperature)
+            values, tokens = keep_few(logits, k, temperature=heat)
             writer.write(f"{part}.log_p", values, rows)
             writer.write(f"{part}.ids", tokens.to(torch.int32), rows)
             spread = entropy(torch.log_softmax(logits.float(), -1))

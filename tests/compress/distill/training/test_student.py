@@ -1,0 +1,113 @@
+"""What is trained is what is written, and what is written runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from unicomp.checkpoint import Checkpoint
+from unicomp.compress.distill.training.straight_through import quantizers
+from unicomp.compress.distill.training.student import open_student
+from unicomp.errors import UnsupportedError
+from unicomp.kernels import packed_model
+from unicomp.kernels.load import load
+from unicomp.recipes.load import load as recipe
+from unicomp.recipes.pipeline import plan, run
+from unicomp.writer import Meta, Writer, copy_file
+
+STAGES = {
+    "plain": "{prune: magnitude, sparsity: 0.5}",
+    "int4": "{quantize: rtn, bits: 4, group_size: 16}",
+    "asymmetric": "{quantize: rtn, bits: 3, group_size: 16, symmetric: false}",
+    "ternary": "{quantize: ternary, group_size: -1}",
+}
+
+
+def made(kind: str, model: Path, data: Path, out: Path) -> Path:
+    text = f'calibration: {{data: "{data}", samples: 6, seq_len: 32}}'
+    written = f"version: 1\n{text}\nstages:\n  - {STAGES[kind]}\n"
+    run(plan(recipe(written, file="x"), model=str(model)), out)
+    return out
+
+
+def shaken(folder: Path, out: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move every parameter, write the student, and return (ids, its logits)."""
+    student = open_student(Checkpoint.open(folder))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in student.model.parameters():
+            noise = torch.randn(value.shape, generator=draw) * 0.3 * value.std().nan_to_num(0)
+            value.add_(noise * (value != 0))
+    student.settle()
+    metas = [Meta(i.name, i.dtype, i.shape) for i in Checkpoint.open(folder).tensors.values()]
+    out.mkdir()
+    writer = Writer(out, metas)
+    for name, tensor in student.tensors():
+        writer.write(name, tensor)
+    writer.finish()
+    for name in Checkpoint.open(folder).companions():
+        copy_file(folder / name, out / name)
+    ids = torch.randint(60, (2, 12), generator=draw)
+    student.model.eval()
+    with torch.no_grad():
+        return ids, student.model(ids).logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch"), [*((kind, "llama") for kind in sorted(STAGES)), ("plain", "gpt2")]
+)
+def test_the_written_model_computes_what_was_trained(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path, kind: str, arch: str
+) -> None:
+    folder = made(kind, tiny_model(arch, dtype=torch.bfloat16), tiny_text, tmp_path / "student")
+    ids, logits = shaken(folder, tmp_path / "out")
+    size = float(logits.abs().max())
+    with torch.no_grad():
+        plain = load(tmp_path / "out")(ids).logits
+        exact = packed_model.load(tmp_path / "out", compute="exact", dtype=torch.float32)
+        packed = exact(ids).logits
+        assert float((plain - logits).abs().max()) <= 1e-5 * size
+    assert float((packed - logits).abs().max()) <= 1e-3
+    before = load(folder)(ids).logits
+    assert float((before - logits).abs().max()) > 1e-2  # it did move, and a wrong file is seen
+
+
+def test_zeros_of_a_pruned_student_have_no_gradient(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    folder = made("plain", tiny_model("llama"), tiny_text, tmp_path / "student")
+    student = open_student(Checkpoint.open(folder))
+    ids = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(0))
+    student.model(ids).logits.square().sum().backward()
+    weight = student.model.model.layers[0].mlp.down_proj.weight
+    zero = weight == 0
+    assert zero.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert (weight.grad[zero] == 0).all()
+    assert (weight.grad[~zero] != 0).float().mean() > 0.9
+
+
+def test_packed_weights_may_begin_from_the_teachers(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    from unicomp.kernels.dense import open_dense
+
+    model = tiny_model("llama")
+    folder = made("ternary", model, tiny_text, tmp_path / "student")
+    teacher = open_dense(Checkpoint.open(model))
+    student = open_student(Checkpoint.open(folder), teacher=teacher)
+    _, shadow = quantizers(student.model)["model.layers.0.self_attn.q_proj"]
+    assert torch.equal(shadow, teacher.read("model.layers.0.self_attn.q_proj.weight").float())
+
+
+def test_packed_weights_that_the_model_holds_the_other_way_are_refused(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    folder = made("int4", tiny_model("gpt2"), tiny_text, tmp_path / "student")
+    with pytest.raises(UnsupportedError, match="cannot train packed weights of `gpt2`"):
+        open_student(Checkpoint.open(folder))
+
+
+def test_experts_are_refused_by_name(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(UnsupportedError, match="cannot train experts of `mixtral`"):
+        open_student(Checkpoint.open(tiny_model("mixtral")))

@@ -1,0 +1,165 @@
+"""A stage of distillation from a recipe, from beginning to end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unicomp import builtin, manifest
+from unicomp.checkpoint import Checkpoint
+from unicomp.compress.distill.training.figures import Figures
+from unicomp.errors import RecipeError, UnicompError
+from unicomp.kernels.inventory import take
+from unicomp.recipes.distill_run import warnings
+from unicomp.recipes.load import load
+from unicomp.recipes.pipeline import plan, run
+from unicomp.recipes.run import Progress
+
+STEPS = "batch: 2, seq_len: 32, max_steps: 6, measure_every: 3, checkpoint_every: 2, rate: 1e-2"
+
+
+def carried(
+    model: Path, data: Path, out: Path, *stages: str, show: Any = lambda _: None
+) -> manifest.Manifest:
+    head = f'calibration: {{data: "{data}", samples: 6, seq_len: 32}}'
+    lines = "".join(f"  - {stage}\n" for stage in stages)
+    found = plan(load(f"version: 1\n{head}\nstages:\n{lines}", file="x"), model=str(model))
+    return run(found, out, progress=show)
+
+
+def test_a_pruned_and_packed_student_is_trained_and_stays_so(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    made = carried(
+        tiny_model("llama"),
+        tiny_text,
+        tmp_path / "out",
+        '{prune: sparsegpt, sparsity: "2:4"}',
+        "{quantize: gptq, bits: 4, group_size: 16}",
+        f"{{distill: logits, {STEPS}}}",
+    )
+    assert [stage.verb for stage in made.stages] == ["prune", "quantize", "distill"]
+    training = made.stages[-1].training
+    assert training is not None
+    assert training.steps == 6
+    assert training.before.keys() == training.after.keys() >= {"nll", "ece", "gap", "brier", "kl"}
+    assert training.temperature is not None
+    schemes = [one.scheme for one in take(Checkpoint.open(tmp_path / "out")).weights if one.scheme]
+    assert schemes
+    assert all(scheme.bits == 4 for scheme in schemes)
+    assert (tmp_path / "out/loss.svg").read_text().startswith("<svg")
+    lines = [json.loads(one) for one in (tmp_path / "out/training.jsonl").read_text().splitlines()]
+    assert sum("held_out" in line for line in lines) == 2
+    assert manifest.verify(tmp_path / "out") == []
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| 1. prune sparsegpt, 2. quantize gptq | {training.before['kl']:.4g} |" in card
+    assert f"| ece | {training.before['ece']:.4g} | {training.after['ece']:.4g} |" in card
+
+
+def test_interrupted_it_ends_in_the_same_bytes(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    stages = ("{prune: magnitude, sparsity: 0.5}", f"{{distill: logits, {STEPS}}}")
+    carried(tiny_model("llama"), tiny_text, tmp_path / "whole", *stages)
+
+    def stop(step: Progress) -> None:
+        if step.stage == "train" and step.done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carried(tiny_model("llama"), tiny_text, tmp_path / "broken", *stages, show=stop)
+    carried(tiny_model("llama"), tiny_text, tmp_path / "broken", *stages)
+    for name in ("model.safetensors", "training.jsonl", "loss.svg"):
+        one, other = ((tmp_path / word / name).read_bytes() for word in ("whole", "broken"))
+        assert one == other, name
+
+
+def test_a_stored_teacher_is_known_again_and_another_is_refused(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    cached = f'{{distill: logits, {STEPS}, cache_teacher: "{tmp_path / "cache"}", top_k: 5}}'
+    stages = ("{prune: magnitude, sparsity: 0.5}", cached)
+    model = tiny_model("llama")
+    carried(model, tiny_text, tmp_path / "one", *stages)
+    before = (tmp_path / "cache/model.safetensors").stat().st_mtime_ns
+    carried(model, tiny_text, tmp_path / "two", *stages)
+    assert (tmp_path / "cache/model.safetensors").stat().st_mtime_ns == before
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two"))
+    assert one == two
+    with pytest.raises(UnicompError, match="was made with another teacher"):
+        carried(tiny_model("llama", seed=5), tiny_text, tmp_path / "three", *stages)
+    other = tmp_path / "other.txt"
+    other.write_text(tiny_text.read_text() + " and some more words.")
+    with pytest.raises(UnicompError, match="another training text"):
+        carried(model, other, tmp_path / "four", *stages)
+
+
+def test_another_vocabulary_is_refused_with_the_reason(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnicompError, match="do not mean the same tokens") as caught:
+        carried(
+            tiny_model("llama"),
+            tiny_text,
+            tmp_path / "out",
+            f"{{distill: logits, teacher: 'builtin:tinyworld', {STEPS}}}",
+        )
+    assert "same tokenizer" in caught.value.hint
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_text_shorter_than_a_batch_is_refused(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    stage = "{distill: logits, batch: 60000, seq_len: 32}"
+    with pytest.raises(UnicompError, match="`batch` is 60000"):
+        carried(tiny_model("llama"), tiny_text, tmp_path / "out", stage)
+
+
+@pytest.mark.parametrize("name", ["heldout.txt", "knowledge_mc.jsonl"])
+def test_held_out_files_are_not_trained_on(tmp_path: Path, name: str) -> None:
+    copy = tmp_path / f"mine{Path(name).suffix}"
+    copy.write_bytes(builtin.heldout(name).read_bytes())
+    field = "question" if name.endswith("jsonl") else "text"
+    record = json.loads(copy.read_text().splitlines()[0]) if field == "question" else {}
+    field = next((k for k, v in record.items() if isinstance(v, str)), "text")
+    with pytest.raises(UnicompError, match="held-out"):
+        carried(
+            builtin.model("tinyworld"),
+            copy,
+            tmp_path / "out",
+            f'{{distill: logits, data: "{copy}", field: {field}, max_steps: 1}}',
+        )
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    text = (
+        "version: 1\ncalibration: {data: builtin:tinyworld}\nstages:\n"
+        "  - {distill: logits, cache_teacher: x, hidden: 0.5}\n"
+    )
+    with pytest.raises(RecipeError, match="stores likeliest tokens"):
+        load(text, file="x")
+
+
+def test_a_student_that_is_too_sure_is_warned_of() -> None:
+    values = dict.fromkeys(Figures.__slots__, 0.5) | {"tokens": 10, "gap": 0.049}
+    calm = Figures(**values)  # type: ignore[arg-type]
+    assert warnings(calm, calm) == []
+    sure = Figures(**(values | {"gap": 0.051, "confidence": 0.551}))  # type: ignore[arg-type]
+    [said] = warnings(calm, sure)
+    assert "over-confident" in said
+    assert "55.1% sure" in said
+
+
+def test_the_plan_of_a_stage_after_another_needs_no_weights(
+    tiny_model: Callable[..., Path], tiny_text: Path
+) -> None:
+    head = f'calibration: {{data: "{tiny_text}", samples: 6, seq_len: 32}}'
+    stages = f"  - {{prune: width, ffn: 32}}\n  - {{distill: logits, {STEPS}}}\n"
+    text = f"version: 1\n{head}\nstages:\n{stages}"
+    found = plan(load(text, file="x"), model=str(tiny_model("llama")))
+    said = found.to_json()
+    assert [stage["verb"] for stage in said["stages"]] == ["prune", "distill"]
+    assert said["passes"][1]["teacher"]["id"] == said["source"]["id"]
