@@ -582,10 +582,4 @@ class DistillMethod(Method):
                 "`cache_teacher` stores likeliest tokens, not what `hidden`, `attention` and "
                 "`safety` compare"
             )
-        if stored and self.samples_share():
-            raise ValueError("a stored teacher cannot be asked about the student's own samples")
         return self
-
-    def samples_share(self) -> float:
-        """Return the share of steps whose text the student writes itself."""
-        return 0.0
