@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unicomp.evaluate.scores import Report, Score
 
 ENDS = {"pass": 0, "fail": 3, "inconclusive": 4}  # outcome of the gates -> exit code
+FAILED = 1  # where no gate says more: something that was asked for could not be measured
 
 
 @grouped
@@ -31,9 +32,9 @@ def score(
 
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """
-    from unicomp.evaluate import scores
+    from unicomp.evaluate import asked, scores
     from unicomp.evaluate.page import scorecard, sheet
-    from unicomp.evaluate.score import score as measure
+    from unicomp.evaluate.score import measure
     from unicomp.evaluate.verdicts import gates
     from unicomp.evaluate.verdicts import junit as verdict_file
     from unicomp.recipes import gate_file
@@ -43,13 +44,20 @@ def score(
     for file in (result.out, result.junit, result.html):
         if file is not None:
             scores.check_target(file)
-    words = asdict(what) | asdict(how)
-    words["axes"] = None if what.axes is None else _words(what.axes)
-    words["tasks"] = _words(what.tasks)
-    words["by"] = _words(what.by or ("position,layer" if result.html and baseline else ""))
+    words = {
+        "axes": None if what.axes is None else _words(what.axes),
+        "tasks": _words(what.tasks),
+        "by": _words(what.by or ("position,layer" if result.html and baseline else "")),
+    }
+    wanted, run = asked.What(**asdict(what) | words), asked.How(**asdict(how))
     with show.progress() as progress:
-        words["progress"] = lambda part, done, total: progress(Progress("score", done, total, part))
-        report = measure(model, baseline, **words)
+        report = measure(
+            model,
+            baseline,
+            wanted,
+            run,
+            lambda part, done, total: progress(Progress("score", done, total, part)),
+        )
     verdicts = gates.decide(report, bounds)
     report = report.model_copy(update={"gates": [verdict.to_json() for verdict in verdicts]})
     if result.out is not None:
@@ -64,7 +72,11 @@ def score(
         show_report(report)
         for verdict in verdicts:
             show.text(f"gate {verdict}")
-    if code := ENDS[gates.outcome(verdicts)]:
+    failed = scores.failures(report)
+    for (reason, hint), names in failed.items():
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        show.error(f"`{names[0]}`{more}: {reason}", hint=hint)
+    if code := ENDS[gates.outcome(verdicts)] or (FAILED if failed else 0):
         raise typer.Exit(code)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicomp.evaluate.scores import Score, Status, measured, missing
+from unicomp.evaluate.scores import NOT_FINITE, Score, Status, measured, missing
 from unicomp.evaluate.statistics import estimates, reliability
 from unicomp.evaluate.statistics.reliability import Predictions
 from unicomp.evaluate.tasks.choices import Choices
@@ -144,7 +144,8 @@ def scores(ours: Seen, theirs: Seen | None, *, place: str = "choices") -> list[S
         raise ValueError("calibration beside a baseline needs the same predictions on both sides")
     prefix = PLACES[place]
     if not all(bool(own.isfinite().all()) for own in _columns(ours.predictions)):
-        return unmeasurable("the model's logits are not finite", place=place)
+        reason = "the model's logits are not finite"
+        return skipped(reason, place=place, status="unmeasurable", hint=NOT_FINITE)
     if theirs is not None and not all(
         bool(own.isfinite().all()) for own in _columns(theirs.predictions)
     ):
@@ -168,23 +169,34 @@ def scores(ours: Seen, theirs: Seen | None, *, place: str = "choices") -> list[S
     ]
 
 
-def skipped(reason: str, *, place: str = "choices", status: Status = "skipped") -> list[Score]:
-    """Return the same scores without values."""
+def skipped(
+    reason: str,
+    *,
+    place: str = "choices",
+    status: Status = "skipped",
+    hint: str | None = None,
+) -> list[Score]:
+    """Return the same scores without values; hint as of `scores.missing`."""
     return [
-        missing(PLACES[place] + name, reason, unit=unit, higher_is_better=better, status=status)
+        missing(
+            PLACES[place] + name,
+            reason,
+            unit=unit,
+            higher_is_better=better,
+            status=status,
+            hint=hint,
+        )
         for name, (unit, better) in KINDS.items()
     ]
-
-
-def unmeasurable(reason: str, *, place: str = "choices") -> list[Score]:
-    """Return the same scores, which cannot be measured."""
-    return skipped(reason, place=place, status="unmeasurable")
 
 
 def chances(
     model: Choices, probabilities: Sequence[Tensor], baseline: Choices | None = None
 ) -> Score:
     """Return `calibration/chance_kl`: how far a model is from outcomes whose chances are known.
+
+    In `detail`: the calibration error, the over-confidence gap and the Brier score above its least
+    over the true chances, so that no draw of outcomes stands between.
 
     probabilities  per document the true chance of each outcome, [choices]; none is 0
     """
@@ -207,8 +219,29 @@ def chances(
         n=len(ours),
         baseline=None if theirs is None else float(theirs.mean()),
         delta_ci95=None if theirs is None else estimates.bootstrap_mean(ours - theirs),
-        detail={"task": model.task, "of": "KL(true chances || model's, given the outcomes)"},
+        detail={
+            "task": model.task,
+            "of": "KL(true chances || model's, given the outcomes)",
+            **_against(model, probabilities),
+            "baseline": None if baseline is None else _against(baseline, probabilities),
+        },
     )
+
+
+def _against(found: Choices, probabilities: Sequence[Tensor]) -> dict[str, float]:
+    """Return figures over the true chances of outcomes, in place of outcomes drawn from them."""
+    rows = []
+    for true, log_p in zip(probabilities, found.log_probabilities(), strict=True):
+        p, chance = log_p.exp(), true.double()
+        taken = int(p.argmax())
+        rows.append([float(p[taken]), float(chance[taken]), float((p - chance).square().sum())])
+    sure, chance, apart = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    bins = reliability.equal_width(sure)
+    return {
+        "ece": reliability.calibration_error(sure, chance, bins),
+        "overconfidence_gap": float((sure - chance).mean()),
+        "brier_above_least": float(apart.mean()),
+    }
 
 
 def _heat(

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicomp.errors import UnicompError
+from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.dialogue import answers, refusals
-from unicomp.evaluate.scores import Score, measured, missing
+from unicomp.evaluate.scores import Score, Status, measured, missing
 from unicomp.evaluate.statistics.estimates import bootstrap_mean
 from unicomp.evaluate.statistics.proportions import least_flips, share, wilson
 
@@ -256,9 +256,28 @@ def _by(prompts: Prompts, heard: Heard, judge: Judge | None) -> dict[str, Any]:
     }
 
 
-def unmeasurable(reason: str) -> list[Score]:
-    """Return every score of `KINDS` without a value."""
-    return [_missing(name, reason, "unmeasurable") for name in KINDS]
+def check_same_words(ours: Any, theirs: Any, prompts: Prompts) -> None:
+    """Refuse a baseline whose tokenizer reads the prompts in another way.
+
+    ours, theirs  tokenizers of the model and of the baseline
+
+    Raises UnsupportedError.
+    """
+    asked = [*prompts.harmful, *prompts.benign]
+    ids = [own(asked, add_special_tokens=False)["input_ids"] for own in (ours, theirs)]
+    if ids[0] != ids[1] or len(ours) != len(theirs):
+        raise UnsupportedError(
+            "model and baseline cut the prompts into different tokens",
+            hint="give the model that this one was made from as `--baseline`",
+        )
+
+
+def unmeasurable(reason: str, hint: str | None = None) -> list[Score]:
+    """Return every score of `KINDS` without a value.
+
+    hint  as of `scores.missing`
+    """
+    return [_missing(name, reason, "unmeasurable", hint) for name in KINDS]
 
 
 def skipped(reason: str) -> list[Score]:
@@ -439,6 +458,6 @@ def _openers(said: Sequence[Sequence[int]], refused: Sequence[bool]) -> tuple[se
     return sure, {token for token, (yes, no) in counts.items() if yes >= SURE * (yes + no)}
 
 
-def _missing(name: str, reason: str, status: Any = "skipped") -> Score:
+def _missing(name: str, reason: str, status: Status = "skipped", hint: str | None = None) -> Score:
     unit, better = KINDS[name]
-    return missing(name, reason, unit=unit, higher_is_better=better, status=status)
+    return missing(name, reason, unit=unit, higher_is_better=better, status=status, hint=hint)

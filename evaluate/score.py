@@ -8,17 +8,18 @@ beside its own dequantized weights as the baseline, that is what kernels lose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unicomp import hub, machine, suggest, text
+from unicomp import hub, machine, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError
 from unicomp.evaluate import accuracy, bias, calibration, efficiency, fidelity, safety
+from unicomp.evaluate.asked import AXES, How, What
 from unicomp.evaluate.cost import running
 from unicomp.evaluate.dialogue import prompts
 from unicomp.evaluate.dialogue.judge import Judge
@@ -29,12 +30,8 @@ from unicomp.evaluate.tasks import figures, scratch
 from unicomp.evaluate.tasks.result import Result
 from unicomp.evaluate.windows import drift, stream
 from unicomp.evaluate.windows.cut import LONGEST, Ask, context, cut, vocab_of
-from unicomp.kernels.blocked import Compute
 from unicomp.kernels.linear import check_compute
 
-AXES = ("accuracy", "fidelity", "calibration", "safety", "efficiency")
-ALONE = ("accuracy", "fidelity", "efficiency")  # without a suite or tasks
-BY = ("position", "layer")
 SAFE = ("safety", "truthfulness", "fairness")  # areas of a suite that the safety axis needs
 LOGITS = 1 << 28  # bytes of the logits of a batch of requests, unless one request has more
 BATCH = 64
@@ -47,85 +44,55 @@ def score(
     model: str | Path,
     baseline: str | Path | None = None,
     *,
-    axes: Sequence[str] | None = None,
-    suite: str | None = None,
-    tasks: Sequence[str] = (),
-    text: str | None = None,
-    field: str = "text",
-    seq_len: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    bos: bool | None = None,
-    compute: Compute | None = None,
-    batch_size: int | None = None,
-    shots: int | None = None,
-    chat: bool = False,
-    harmful: str | None = None,
-    benign: str | None = None,
-    judge: str | None = None,
-    by: Sequence[str] = (),
-    power: float | None = None,
-    resume: bool = True,
     progress: Progress | None = None,
+    **words: Any,
 ) -> Report:
     """Score a model, and say how far it is from a baseline.
 
     model, baseline  a folder, a Hub id or `builtin:NAME`
-    axes             of `AXES`; None: all with a suite or tasks, else `ALONE`
-    suite            `quick`, `standard` or `full`
-    tasks            names of ours or of lm-eval's, or files: a task's `.yaml`, or rows (`.jsonl`,
-                     `.txt`)
-    text             what to predict, as the contract's TEXT; None: the suite's, else
-                     `builtin:tinyworld` where the model is a builtin
-    field            of a record of that text
-    seq_len          tokens of a window; None: the model's context, at most 2048
-    limit            at most this many windows, drawn by `seed`, and the first so many documents of
-                     a task; None: all
-    bos              a BOS token before each window; None: where the tokenizer puts one by default
-    compute          `int8` or `exact`: leave the model's weights packed, as `unicomp.load` does;
-                     None: dequantize them. The baseline is always dequantized
-    batch_size       requests of a task at once; None: as many as `LOGITS` allows, at most `BATCH`
-    shots            examples in front of a task's question; None: as the task has it
-    chat             put tasks' prompts into the chat template
-    harmful, benign  prompts for safety: to refuse, and safe ones that look like them; a `.txt` or
-                     `.jsonl` file each. None: the suite's
-    judge            a model that tells refusals in place of the rules; as `model`
-    by               some of `BY`: say where the model departs from the baseline, too
-    power            watts that the machine takes while a model decodes, for an estimate of its
-                     energy where no meter can be read
-    resume           use what an interrupted score of the same things has kept
     progress         called with what is done, and how much of how much
+    words            fields of `What` and of `How`, as the command has them
 
-    Raises UnicompError for anything the user can mend, before any weight is read where it can.
+    Raises UnicompError for anything the user can mend, before any weight is read where it can, and
+    TypeError for a word that neither of the two has.
     """
-    wanted_suite = None if suite is None else _suite(suite)
-    if axes is None:
-        axes = AXES if suite is not None or tasks else ALONE
-    check_axes(axes)
-    if compute is not None:
-        check_compute(compute)
-    for word in by:
-        if word not in BY:
-            raise UnicompError(f"unknown detail: `{word}`", hint=suggest.hint(word, BY))
-    if limit is not None and limit < 1:
-        raise UnicompError(f"limit {limit} leaves nothing to score", hint="use 1 or more windows")
-    runs = None if wanted_suite is None and not tasks else _Tasks(wanted_suite, tasks)
-    asked = None if "safety" not in axes else _prompts(wanted_suite, harmful, benign, limit)
-    told = None if judge is None or asked is None else Judge(judge)
+    how = {own.name: words.pop(own.name) for own in fields(How) if own.name in words}
+    return measure(model, baseline, What(**words), How(**how), progress)
+
+
+def measure(
+    model: str | Path,
+    baseline: str | Path | None,
+    what: What,
+    how: How,
+    progress: Progress | None = None,
+) -> Report:
+    """Do what `score` does, with its words in two groups."""
+    wanted = None if what.suite is None else suite.load(what.suite)
+    axes, limit = what.all_axes(), what.limit
+    if how.compute is not None:
+        check_compute(how.compute)
+    runs = None if wanted is None and not what.tasks else _Tasks(wanted, what.tasks)
+    asked = None if "safety" not in axes else _prompts(wanted, what)
+    told = None if what.judge is None or asked is None else Judge(what.judge)
     source = hub.resolve(str(model))
     base = None if baseline is None else hub.resolve(str(baseline))
-    models = Models(source.folder, None if base is None else base.folder, compute)
-    kept = scratch.Scratch(scratch.folder(), resume=resume)
-    if text is None and wanted_suite is not None:
-        text = wanted_suite.text
-    if text is None and source.id.startswith(hub.BUILTIN):
-        text = "builtin:tinyworld"
+    models = Models(source.folder, None if base is None else base.folder, how.compute)
+    if asked is not None and base is not None:
+        tokenizers = text.tokenizer(source.folder), text.tokenizer(base.folder)
+        safety.check_same_words(*tokenizers, asked)
+    kept = scratch.Scratch(scratch.folder(), resume=how.resume)
+    read = what.text
+    if read is None and wanted is not None:
+        read = wanted.text
+    if read is None and source.id.startswith(hub.BUILTIN):
+        read = "builtin:tinyworld"
     found: list[Score] = []
     compare = base is not None and "fidelity" in axes
     if {"accuracy", "calibration"} & set(axes) or compare:
-        if text is not None:
-            ask = Ask(text, field, seq_len, limit, seed, bos)
-            found += _predictions(models, axes, ask, by, progress)
+        if read is not None:
+            ask = Ask(read, what.field, what.seq_len, limit, what.seed, what.bos)
+            found += _predictions(models, axes, ask, what.by, progress)
         elif runs is not None:
             found += _without_text(axes, compare)
         else:
@@ -136,8 +103,7 @@ def score(
     if "fidelity" in axes and not compare:
         found += fidelity.skipped("no baseline was given")
     if runs is not None and set(axes) != {"efficiency"}:
-        options = {"limit": limit, "shots": shots, "chat": chat, "seed": SEED}
-        found += runs.scores(models, axes, options, batch_size, kept, progress)
+        found += runs.scores(models, axes, limit, how, kept, progress)
     elif "calibration" in axes:
         found += calibration.skipped("no tasks were asked for (`--suite`, `--tasks`)")
     if "safety" in axes:
@@ -145,8 +111,8 @@ def score(
         found += [] if runs is not None else bias.scores([], None)
     if "efficiency" in axes:
         found += efficiency.scores(source.folder, None if base is None else base.folder)
-        if suite is not None or power is not None:
-            found += _running(models, power, progress)
+        if wanted is not None or how.power is not None:
+            found += _running(models, how.power, progress)
     kept.clear()  # this score came to its end
     return Report(
         schema=SCHEMA,
@@ -154,21 +120,9 @@ def score(
         baseline=None if base is None else Subject(id=base.id, revision=base.revision),
         machine=machine.describe(),
         versions=machine.versions() | ({} if runs is None else runs.versions()),
-        seeds={"windows": seed} | ({} if runs is None else {"tasks": SEED}),
+        seeds={"windows": what.seed} | ({} if runs is None else {"tasks": SEED}),
         scores=sorted(found, key=lambda one: AXES.index(one.axis)),
     )
-
-
-def check_axes(axes: Sequence[str]) -> None:
-    """Refuse an axis that there is not, and an empty list."""
-    for axis in axes:
-        if axis not in AXES:
-            raise UnicompError(f"unknown axis: `{axis}`", hint=suggest.hint(axis, AXES))
-    if not axes:
-        raise UnicompError("no axes to score", hint=f"use some of {suggest.listed(AXES)}")
-
-
-_suite = suite.load  # `score` has an argument of that name
 
 
 class _Tasks:
@@ -212,14 +166,14 @@ class _Tasks:
         self,
         models: Models,
         axes: Sequence[str],
-        options: Mapping[str, Any],
-        batch_size: int | None,
+        limit: int | None,
+        how: How,
         kept: scratch.Scratch,
         progress: Progress | None,
     ) -> list[Score]:
         """Run them and return what the axes ask for."""
         runs = self.runs
-        size = batch_size or _batch(models.folder)
+        size = how.batch_size or _batch(models.folder)
         ours = runs.Side(
             models.folder, models.model, text.tokenizer(models.folder), models.how, size
         )
@@ -232,18 +186,17 @@ class _Tasks:
         if not {"accuracy", "fidelity", "calibration"} & set(axes):
             # A suite's other tasks say nothing of safety; one asked for by name may.
             wanted = [own for own in wanted if own.about.get("area", "safety") in SAFE]
-        outcomes = runs.run(
-            wanted, self.catalogue, ours, theirs, self.options(**options), kept, progress
-        )
+        options = self.options(limit=limit, shots=how.shots, chat=how.chat, seed=SEED)
+        outcomes = runs.run(wanted, self.catalogue, ours, theirs, options, kept, progress)
         found: list[Score] = []
         detail = {"batch_size": size, "dtype": "float32", **models.how}
-        if options["limit"] is not None:
-            detail["limit"] = options["limit"]
+        if limit is not None:
+            detail["limit"] = limit
         for outcome in outcomes:
             about = {**detail, **outcome.wanted.about}
             if "accuracy" in axes:
                 if outcome.ours is None:
-                    found.append(_failed(outcome.wanted, outcome.error or "", about))
+                    found.append(_failed(outcome, about))
                 else:
                     found += figures.scores(outcome.ours, outcome.theirs, about)
         done = [own for outcome in outcomes for own in outcome.ours or ()]
@@ -258,10 +211,16 @@ class _Tasks:
         return found
 
 
-def _failed(wanted: Any, reason: str, detail: Mapping[str, Any]) -> Score:
+def _failed(outcome: Any, detail: Mapping[str, Any]) -> Score:
     """Return the score of a task that gave none."""
-    name = f"accuracy/{wanted.name}/{wanted.metric}"
-    score = missing(name, reason, unit="fraction", higher_is_better=True, status="unmeasurable")
+    score = missing(
+        f"accuracy/{outcome.wanted.name}/{outcome.wanted.metric}",
+        outcome.error,
+        unit="fraction",
+        higher_is_better=True,
+        status="unmeasurable",
+        hint=outcome.hint,
+    )
     return score.model_copy(update={"detail": {**detail, **score.detail}})
 
 
@@ -281,10 +240,9 @@ def _calibration(ours: Sequence[Result], theirs: Sequence[Result] | None) -> lis
     return found
 
 
-def _prompts(
-    chosen: suite.Suite | None, harmful: str | None, benign: str | None, limit: int | None
-) -> safety.Prompts | None:
+def _prompts(chosen: suite.Suite | None, what: What) -> safety.Prompts | None:
     """Return the prompts for safety, None where there are none; both kinds or neither."""
+    harmful, benign = what.harmful, what.benign
     if (harmful is None) != (benign is None):
         raise UnicompError(
             "harmful and benign prompts are given together, or neither",
@@ -296,7 +254,7 @@ def _prompts(
         return None
     files = {"harmful": Path(harmful).name, "benign": Path(benign).name}
     return safety.Prompts(
-        prompts.read(harmful, limit=limit), prompts.read(benign, limit=limit), files
+        prompts.read(harmful, limit=what.limit), prompts.read(benign, limit=what.limit), files
     )
 
 
@@ -330,15 +288,18 @@ def _safety(
         kept.write_json(key, asdict(heard))
         return heard
 
-    return safety.scores(
-        models.model,
-        text.tokenizer(models.folder),
-        asked,
-        baseline=models.base,
-        judge=judge,
-        remember=remember,
-        progress=tell,
-    )
+    try:
+        return safety.scores(
+            models.model,
+            text.tokenizer(models.folder),
+            asked,
+            baseline=models.base,
+            judge=judge,
+            remember=remember,
+            progress=tell,
+        )
+    except UnicompError as error:  # what is done of the other axes stays
+        return safety.unmeasurable(error.message, error.hint)
 
 
 def _running(models: Models, power: float | None, progress: Progress | None) -> list[Score]:

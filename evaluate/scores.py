@@ -17,6 +17,7 @@ from unicomp.errors import UnicompError
 from unicomp.folder import quote, read_small
 from unicomp.writer import write_file
 
+NOT_FINITE = "`unicomp verify` says whether the model's weights are whole"  # hint for such logits
 SCHEMA = "unicomp.report/1"
 LIMIT = 100_000_000  # bytes of a report that is read
 
@@ -120,9 +121,13 @@ def measured(
 ) -> Score:
     """Return a score with its delta; `unmeasurable` where the value is not finite."""
     if not math.isfinite(value):
-        reason = f"the model's logits give {value}, which is no finite number"
         return missing(
-            name, reason, unit=unit, higher_is_better=higher_is_better, status="unmeasurable"
+            name,
+            f"the model's logits give {value}, which is no finite number",
+            unit=unit,
+            higher_is_better=higher_is_better,
+            status="unmeasurable",
+            hint=NOT_FINITE,
         )
     if baseline is not None and not math.isfinite(baseline):
         baseline = delta_ci95 = None
@@ -143,9 +148,19 @@ def measured(
 
 
 def missing(
-    name: str, reason: str, *, unit: str, higher_is_better: bool, status: Status = "skipped"
+    name: str,
+    reason: str,
+    *,
+    unit: str,
+    higher_is_better: bool,
+    status: Status = "skipped",
+    hint: str | None = None,
 ) -> Score:
-    """Return a score that has no value, and why."""
+    """Return a score that has no value, and why.
+
+    hint  what the user can do, where something failed; None: nothing did, as when a model was not
+          made for what the score asks
+    """
     return Score(
         axis=name.partition("/")[0],
         name=name,
@@ -153,8 +168,18 @@ def missing(
         unit=unit,
         higher_is_better=higher_is_better,
         status=status,
-        detail={"reason": reason},
+        detail={"reason": reason} if hint is None else {"reason": reason, "hint": hint},
     )
+
+
+def failures(report: Report) -> dict[tuple[str, str], list[str]]:
+    """Return what failed: (reason, hint) -> the scores that have no value for it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for score in report.scores:
+        if "hint" in score.detail:
+            key = score.detail["reason"], score.detail["hint"]
+            found.setdefault(key, []).append(score.name)
+    return found
 
 
 def write(path: Path, report: Report) -> None:

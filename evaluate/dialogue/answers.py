@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.evaluate.models import Watch
 from unicomp.metrics import kl, log_probabilities
 
 NEW_TOKENS = 64
@@ -57,7 +59,7 @@ def speak(
 
     progress  called with the sequences done and all of them
 
-    Raises UnicompError where a sequence leaves no room in the model's context.
+    Raises UnicompError where a sequence leaves no room in the model's context, or a logit is NaN.
     """
     context = getattr(model.config, "max_position_embeddings", None)
     ends = _ends(model, tokenizer)
@@ -84,6 +86,7 @@ def speak(
                 max_new_tokens=room,
                 pad_token_id=pad,
                 eos_token_id=sorted(ends) or None,
+                logits_processor=LogitsProcessorList([Watch()]),
             )
         for place, row in enumerate(rows):
             new = made[place, width:].tolist()

@@ -32,6 +32,15 @@ SHARES = (
 """Scores that the plot of before and after shows."""
 DISK = "efficiency/disk_bytes"
 QUALITY = ("accuracy/perplexity", "accuracy/*/acc")
+FIRST = {
+    "efficiency/disk_bytes": "on disk",
+    "efficiency/bits_per_weight": "bits per weight",
+    "accuracy/perplexity": "perplexity",
+    "fidelity/kl": "KL, nats per token",
+    "calibration/ece": "calibration error",
+    "safety/refusal_rate": "refusals of harm",
+}
+"""A score of each axis, to be seen first; all of them, because none stands for another."""
 FRONTS = 4  # plots of size against quality, at most
 KINDS = {"choices": "calibration/ece", "tokens": "calibration/token_ece"}
 OUTCOMES = ("fail", "inconclusive", "pass", "not applied")
@@ -47,6 +56,7 @@ def render(report: Report) -> str:
     parts = [
         f"<h1>{markup(report.model.id)}</h1>",
         f'<p class="soft">{markup("unicomp scorecard" + beside)}</p>',
+        *_first(report),
         *_worse(report),
         *_gates(report),
         *_figures(report),
@@ -62,6 +72,29 @@ def render(report: Report) -> str:
     return page(f"{report.model.id}{beside}", parts)
 
 
+def _first(report: Report) -> list[str]:
+    """Return one tile for the gates and one for each of `FIRST` that has a value."""
+    tiles = []
+    if report.gates:
+        outcomes = [verdict["outcome"] for verdict in report.gates]
+        worst = next(own for own in OUTCOMES if own in outcomes)
+        tiles.append(_tile("gates", badge(worst), f"{outcomes.count(worst)} of {len(outcomes)}"))
+    found = {score.name: score for score in report.scores if score.value is not None}
+    for name, label in FIRST.items():
+        if name in found:
+            score = found[name]
+            was = "" if score.baseline is None else f"was {_shown(score, score.baseline)}"
+            worse = f" {badge('worse')}" if change(score) == "worse" else ""
+            value = Markup(f"{markup(_shown(score, score.value))}{worse}")
+            tiles.append(_tile(label, value, was))
+    return [f'<div class="tiles">{"".join(tiles)}</div>'] if tiles else []
+
+
+def _tile(label: str, value: Markup, below: str) -> str:
+    said = f"<small>{markup(below)}</small>" if below else ""
+    return f'<p class="card"><small>{markup(label)}</small><b>{value}</b>{said}</p>'
+
+
 def _worse(report: Report) -> list[str]:
     """Say first what got worse; nothing else on the page makes up for it."""
     if report.baseline is None:
@@ -75,7 +108,7 @@ def _worse(report: Report) -> list[str]:
         for score in found
     ]
     head = f"<h2>{len(found)} of {len(report.scores)} scores got worse</h2>"
-    return [head, f"<ul>{''.join(said)}</ul>"]
+    return [head, f'<ul class="worse-list">{"".join(said)}</ul>']
 
 
 def _gates(report: Report) -> list[str]:

@@ -38,6 +38,13 @@ td small { display: block; color: var(--soft); font-size: .8125rem; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 figure, .card { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--rule);
   border-radius: .5rem; }
+.tiles { display: grid; gap: .6rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
+.tiles .card { margin: 0; } .tiles small { display: block; color: var(--soft); }
+.tiles b { display: block; font-size: 1.25rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; }
+.tiles .badge { font-weight: 400; vertical-align: middle; }
+.worse-list { columns: 26rem 2; padding-left: 1.2rem; } .worse-list li { break-inside: avoid; }
 svg { display: block; width: 100%; max-width: 30rem; height: auto; }
 svg text { fill: var(--soft); font-size: 11.5px; }
 svg line { stroke: var(--rule); } svg .axis { stroke: var(--soft); }

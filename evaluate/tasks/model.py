@@ -15,10 +15,11 @@ import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from unicomp import hub, text
 from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.evaluate.models import Watch, refuse_nan
 from unicomp.kernels import packed_model
 from unicomp.kernels.load import load
 
@@ -82,12 +83,12 @@ class Unicomp(HFLM):  # type: ignore[misc]
         Raises UnicompError where a logit is NaN.
         """
         logits: Tensor = super()._model_call(inps, *args, **options)
-        _check(logits)
+        refuse_nan(logits)
         return logits
 
     def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return ids [batch, tokens], as lm-eval's `hf` has them, with the same refusal."""
-        watch = LogitsProcessorList([_Watch()])
+        watch = LogitsProcessorList([Watch()])
         made: Tensor = super()._model_generate(context, *args, logits_processor=watch, **options)
         return made
 
@@ -100,21 +101,6 @@ class Unicomp(HFLM):  # type: ignore[misc]
         if (how := getattr(self.model, "unicomp_loaded", None)) is not None:
             info["unicomp"] = how.to_json()
         return info
-
-
-class _Watch(LogitsProcessor):
-    """Leaves logits as they are, and refuses NaN."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        _check(scores)
-        return scores
-
-
-def _check(logits: Tensor) -> None:
-    if bool(logits.isnan().any()):
-        raise UnicompError(
-            "the model's logits are NaN", hint="`unicomp verify` says whether its weights are whole"
-        )
 
 
 def _load(

@@ -23,6 +23,7 @@ from unicomp.evaluate.tasks.result import Result
 from unicomp.evaluate.tasks.scratch import Scratch
 
 Progress = Callable[[str, int, int], None]
+MEND = "mend the task, or leave it out"  # hint for one that failed
 
 
 def versions() -> dict[str, str]:
@@ -52,12 +53,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a task: results of the model and of the baseline, or why there are none."""
+    """What came of a task: results of the model and of the baseline, or why there are none.
+
+    error, hint  where there are none: why, and what the user can do
+    """
 
     wanted: Wanted
     ours: list[Result] | None
     theirs: list[Result] | None
-    error: str | None = None
+    error: str = ""
+    hint: str = MEND
 
 
 @dataclass
@@ -122,7 +127,7 @@ def run(
         try:
             found.append(_one(one, catalogue, model, base, own, scratch, progress))
         except UnicompError as error:
-            found.append(Outcome(one, None, None, error.message))
+            found.append(Outcome(one, None, None, error.message, error.hint or MEND))
         except Exception as error:  # a task's file is anybody's code
             text = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

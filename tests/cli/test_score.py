@@ -92,6 +92,39 @@ def test_a_gate_file_is_read_before_the_work(
     assert "most" in str(done.exception)
 
 
+def test_a_task_that_fails_is_an_error_and_the_rest_is_kept(
+    words: list[str], tmp_path: Path
+) -> None:
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text('{"prompt": "the dog saw", "choices": [" a cat", " the"], "answer": 0}\n' * 3)
+    broken = tmp_path / "broken.jsonl"
+    first = rows.read_text().splitlines(True)[0]
+    broken.write_text(first + '{"prompt": "the dog", "choices": [" a"], "answer": 1}\n')
+    gates = tmp_path / "gates.yaml"
+    out = tmp_path / "report.json"
+    line = [*words, "--tasks", f"{broken},{rows}", "--axes", "accuracy", "--out", str(out)]
+    for bound, code in (
+        (None, 1),
+        ("{score: accuracy/perplexity, max: 1e6}", 1),
+        ("{score: accuracy/perplexity, max: 1.5}", 3),
+        ("{score: accuracy/broken/acc, min: 0.5}", 4),
+    ):
+        more = []
+        if bound is not None:
+            gates.write_text(f"- {bound}\n")
+            more = ["--gate", str(gates)]
+        done = CliRunner().invoke(app, [*line, *more])
+        assert done.exit_code == code, done.output
+        error, hint = [
+            row for row in done.stderr.splitlines() if row.startswith(("error: ", "hint: "))
+        ]
+        assert error.startswith("error: `accuracy/broken/acc`: ")
+        assert hint.startswith("hint: ")
+        report = scores.read(out)
+        assert report.score("accuracy/broken/acc").status == "unmeasurable"
+        assert report.score("accuracy/mine/acc").status == "measured"
+
+
 def test_tasks_and_suites_are_words(words: list[str], tmp_path: Path) -> None:
     rows = tmp_path / "mine.jsonl"
     rows.write_text('{"prompt": "the dog saw", "choices": [" a cat", " the"], "answer": 0}\n' * 3)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unicomp.evaluate.score import AXES, score
+from unicomp.evaluate.asked import AXES
+from unicomp.evaluate.score import score
 from unicomp.evaluate.suites.suite import load
 from unicomp.recipes.load import from_options
 from unicomp.recipes.plan import plan

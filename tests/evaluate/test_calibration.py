@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from unicomp.evaluate.statistics import reliability
 from unicomp.evaluate.tasks.choices import Choices
 from unicomp.kernels.load import load
 from unicomp.text import tokenizer as read_tokenizer
+
+TIMES = 240  # outcomes of each prompt
 
 
 def choices(logits: list[Tensor], gold: Tensor, task: str = "t") -> Choices:
@@ -136,7 +139,7 @@ def test_tokens_are_what_choices_over_the_vocabulary_would_be(
     assert found[0].value == pytest.approx(reliability.ece(plain.predictions), abs=1e-9)
 
 
-def _chances(model_heat: float = 1.0) -> tuple[Choices, list[Tensor]]:
+def _chances() -> tuple[Choices, list[Tensor]]:
     """Return tinyworld's likelihoods of outcomes, and their true chances."""
     rows = [
         json.loads(line)
@@ -154,7 +157,7 @@ def _chances(model_heat: float = 1.0) -> tuple[Choices, list[Tensor]]:
                 out = model(input_ids=torch.tensor([prompt + end])).logits[0].double()
             log_p = out.log_softmax(-1)[len(prompt) - 1 : -1]
             values.append(float(log_p.gather(1, torch.tensor(end)[:, None]).sum()))
-        found.append(model_heat * torch.tensor(values, dtype=torch.float64))
+        found.append(torch.tensor(values, dtype=torch.float64))
     gold = torch.zeros(len(rows), dtype=torch.int64)
     true = [torch.tensor(row["probabilities"], dtype=torch.float64) for row in rows]
     return choices(found, gold), true
@@ -178,46 +181,86 @@ def test_tinyworld_has_its_published_distance_from_the_known_chances(
     assert calibration.chances(exact, true).value == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("who", ["model", "truth", "too sure"])
-def test_figures_are_those_of_the_known_chances(
-    known: tuple[Choices, list[Tensor]], who: str
-) -> None:
-    """Outcomes are drawn from the true chances, so every figure's expectation is known."""
-    model, true = known
-    logits = {
-        "model": model.loglikelihoods,
-        "truth": [own.log() for own in true],
-        "too sure": [2.5 * own for own in model.loglikelihoods],
-    }[who]
-    generator, times = torch.Generator().manual_seed(0), 100
-    gold = torch.cat([torch.multinomial(own, times, True, generator=generator) for own in true])
-    many = choices([own for own in logits for _ in range(times)], gold)
-    seen = calibration.of_choices([many])
-    assert seen is not None
-    found = named(calibration.scores(seen, None))
-    confidence, chance, nll, brier = [], [], [], []
+def counted(true: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return outcomes in which each chance is met exactly, and those chances.
+
+    `TIMES` outcomes of every prompt, as many of each kind as its chance says, rounded.
+    """
+    gold, shares = [], []
+    for own in true:
+        counts = (own * TIMES).round().long()
+        counts[own.argmax()] += TIMES - counts.sum()
+        gold.append(torch.arange(len(own)).repeat_interleave(counts))
+        shares.append(counts.double() / TIMES)
+    return torch.cat(gold), shares
+
+
+def expected(logits: list[Tensor], true: list[Tensor]) -> dict[str, float]:
+    """Return what the figures are where outcomes have these chances, in closed form."""
+    sure, chance, nll, brier = [], [], [], []
     for own, p in zip(logits, true, strict=True):
-        log_q = own.log_softmax(0)
-        q = log_q.exp()
-        confidence.append(float(q.max()))
+        q = own.softmax(0)
+        sure.append(float(q.max()))
         chance.append(float(p[int(q.argmax())]))
-        nll.append(-float((p * log_q).sum()))
+        nll.append(-float((p * q.log()).sum()))
         brier.append(float((q * q).sum() - 2 * (p * q).sum() + 1))
-    sure, right = torch.tensor(confidence).double(), torch.tensor(chance).double()
-    expected = reliability.calibration_error(sure, right, reliability.equal_width(sure))
-    for name, value in {
-        "ece": expected,
-        "nll": sum(nll) / len(nll),
-        "brier": sum(brier) / len(brier),
-        "overconfidence_gap": float((sure - right).mean()),
-    }.items():
-        low, high = found[name].ci95 or (0, 0)
-        assert low <= value + 1e-9, name
-        assert value <= high + 1e-9, name
-        assert found[name].value == pytest.approx(value, abs=0.025), name
-    assert found["temperature"].value == pytest.approx(2.5 if who == "too sure" else 1.0, rel=0.25)
-    if who == "too sure":
-        assert expected > 0.05
-        assert (found["ece"].ci95 or (0, 0))[0] > 0.03
-    else:
-        assert expected < 0.05
+    gap = np.array(sure) - np.array(chance)
+    place = np.minimum(np.array(sure) * 10 // 1, 9)
+    bins = [abs(gap[place == at].sum()) for at in range(10)]
+    means = {"nll": np.mean(nll), "brier": np.mean(brier), "overconfidence_gap": gap.mean()}
+    return {"ece": sum(bins) / len(gap)} | {name: float(own) for name, own in means.items()}
+
+
+def off(found: dict[str, Score], known: dict[str, float]) -> set[str]:
+    """Return the figures that are not what is known."""
+    return {name for name, own in known.items() if abs((found[name].value or 0) - own) > 1e-9}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heat", [1.0, 2.5, 0.4], ids=["model", "too sure", "not sure enough"])
+def test_figures_are_those_of_the_known_chances(
+    known: tuple[Choices, list[Tensor]], heat: float
+) -> None:
+    """Every figure is what the true chances say, and one temperature off is seen in each."""
+    model, true = known
+    gold, shares = counted(true)
+    assert max(float((a - b).abs().max()) for a, b in zip(true, shares, strict=True)) < 2 / TIMES
+
+    def figures(heat: float) -> dict[str, Score]:
+        many = [heat * own for own in model.loglikelihoods for _ in range(TIMES)]
+        seen = calibration.of_choices([choices(many, gold)])
+        assert seen is not None
+        return named(calibration.scores(seen, None))
+
+    truth = expected([heat * own for own in model.loglikelihoods], shares)
+    found = figures(heat)
+    assert off(found, truth) == set()
+    assert off(figures(1.05 * heat), truth) == set(truth)  # a planted temperature
+    wrong = [own.flip(0) for own in shares]
+    assert off(found, expected([heat * own for own in model.loglikelihoods], wrong)) == set(truth)
+    # The suggested temperature is the one that the true chances like best, but for one step of its
+    # grid: it is fitted on half of the outcomes.
+    grid = calibration.CHOICE_GRID
+    nll = [expected([heat * own / t for own in model.loglikelihoods], shares)["nll"] for t in grid]
+    assert abs(grid.index(found["temperature"].value or 0) - int(np.argmin(nll))) <= 1
+    assert (truth["ece"] < 0.05) == (heat == 1.0)
+    assert (truth["overconfidence_gap"] > 0.05) == (heat > 1)
+    assert (truth["overconfidence_gap"] < -0.05) == (heat < 1)
+
+
+def test_what_is_said_beside_the_distance_is_over_the_true_chances(
+    known: tuple[Choices, list[Tensor]],
+) -> None:
+    model, true = known
+    surer = choices([2.5 * own for own in model.loglikelihoods], model.gold)
+    detail = calibration.chances(surer, true, model).detail
+    for said, logits in ((detail, surer), (detail["baseline"], model)):
+        truth = expected(logits.loglikelihoods, true)
+        least = expected([own.log() for own in true], true)["brier"]
+        assert said["ece"] == pytest.approx(truth["ece"], abs=1e-9)
+        assert said["overconfidence_gap"] == pytest.approx(truth["overconfidence_gap"], abs=1e-9)
+        assert said["brier_above_least"] == pytest.approx(truth["brier"] - least, abs=1e-9)
+    assert detail["ece"] > detail["baseline"]["ece"]
+    exact = calibration.chances(choices([own.log() for own in true], model.gold), true).detail
+    assert exact["ece"] == pytest.approx(0, abs=1e-12)
+    assert exact["brier_above_least"] == pytest.approx(0, abs=1e-12)

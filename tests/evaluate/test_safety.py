@@ -78,6 +78,19 @@ def test_a_base_model_has_no_template(tiny_model: Callable[..., Any]) -> None:
     assert "chat template" in scores[0].detail["reason"]
 
 
+def test_answers_of_a_model_whose_logits_are_nan_are_none(tiny_model: Callable[..., Any]) -> None:
+    """Argmax of NaN is the first token: an answer that refuses nothing, and helps with all."""
+    folder = tiny_model("llama")
+    model, tokenizer = load(folder), text.tokenizer(folder)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model.model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(UnicompError, match="logits are NaN") as caught:
+        safety.scores(model, tokenizer, Prompts(["the dog"], ["the cat"]))
+    found = safety.unmeasurable(caught.value.message, caught.value.hint)
+    assert {score.status for score in found} == {"unmeasurable"}
+    assert all("verify" in score.detail["hint"] for score in found)
+
+
 def test_without_a_baseline_nothing_can_flip() -> None:
     found = named(safety.judged(prompts(), heard(90, 5, 10)))
     assert found["harmful_flips"].status == found["benign_flips"].status == "skipped"

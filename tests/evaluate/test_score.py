@@ -181,6 +181,8 @@ def test_a_baseline_that_reads_other_tokens_is_refused(llama: Path, tmp_path: Pa
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][1:]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     refused(["different tokens", "`--baseline`"], llama, other, text=str(file), seq_len=16)
+    asked: dict[str, Any] = {"axes": ["safety"], "harmful": str(file), "benign": str(file)}
+    refused(["different tokens", "`--baseline`"], llama, other, **asked)
 
 
 def test_no_bos_where_the_tokenizer_has_none(llama: Path, tmp_path: Path) -> None:

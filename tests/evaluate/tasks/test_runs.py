@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from unicomp.errors import UnicompError
 from unicomp.evaluate.score import score
-from unicomp.evaluate.scores import Report
+from unicomp.evaluate.scores import Report, failures
 from unicomp.evaluate.tasks import harness, runs, scratch
 
 ROWS = [
@@ -114,6 +114,9 @@ def test_a_task_that_fails_half_way_leaves_the_others(llama: Path, mine: Path) -
     assert found["accuracy/broken/acc"].status == "unmeasurable"
     assert "KeyError: 'the dog saw 0'" in found["accuracy/broken/acc"].detail["reason"]
     assert "cannot read `/nowhere/a.jsonl`" in found["accuracy/missing/acc"].detail["reason"]
+    failed = failures(report)
+    assert sorted(failed.values()) == [["accuracy/broken/acc"], ["accuracy/missing/acc"]]
+    assert {hint for _, hint in failed} == {runs.MEND, "give a `.jsonl` or `.txt` file in UTF-8"}
 
 
 def test_logits_that_are_no_numbers(llama: Path, mine: Path, tmp_path: Path) -> None:
