@@ -224,7 +224,7 @@ def _no_weights(folder: Path, names: list[str]) -> CheckpointError:
     if gguf := fnmatch.filter(names, "*.gguf"):
         return CheckpointError(
             f"`{folder}`: only GGUF weights (`{gguf[0]}`)",
-            hint="use the safetensors checkpoint that it was made from",
+            hint=f"give the file itself: `{folder / gguf[0]}`",
         )
     if "config.json" in names:
         return CheckpointError(
