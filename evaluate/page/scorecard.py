@@ -36,7 +36,7 @@ FIRST = {
     "efficiency/disk_bytes": "on disk",
     "efficiency/bits_per_weight": "bits per weight",
     "accuracy/perplexity": "perplexity",
-    "fidelity/kl": "KL, nats per token",
+    "fidelity/kl": "KL, nats a token",
     "calibration/ece": "calibration error",
     "safety/refusal_rate": "refusals of harm",
 }
@@ -103,8 +103,8 @@ def _worse(report: Report) -> list[str]:
     if not found:
         return ["<p>No score is worse than the baseline's by more than its interval.</p>"]
     said = [
-        f"<li><code>{markup(score.name)}</code> {_shown(score, score.baseline)} &rarr; "
-        f"{_shown(score, score.value)}</li>"
+        f"<li><code>{markup(score.name)}</code> <span>{_shown(score, score.baseline)} &rarr; "
+        f"{_shown(score, score.value)}</span></li>"
         for score in found
     ]
     head = f"<h2>{len(found)} of {len(report.scores)} scores got worse</h2>"

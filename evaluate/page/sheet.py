@@ -45,6 +45,7 @@ figure, .card { margin: 0; padding: .8rem; background: var(--card); border: 1px 
   font-variant-numeric: tabular-nums; }
 .tiles .badge { font-weight: 400; vertical-align: middle; }
 .worse-list { columns: 26rem 2; padding-left: 1.2rem; } .worse-list li { break-inside: avoid; }
+.worse-list span { white-space: nowrap; }
 svg { display: block; width: 100%; max-width: 30rem; height: auto; }
 svg text { fill: var(--soft); font-size: 11.5px; }
 svg line { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
