@@ -69,7 +69,10 @@ def recovery_of(pair: Pair, folder: Path) -> Recovery:
     return recovery
 
 
-@pytest.fixture(scope="module", params=["tinyworld", *STUDY])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in STUDY]
+
+
+@pytest.fixture(scope="module", params=["tinyworld", *SLOW])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Recovery]:
