@@ -44,7 +44,7 @@ CASES = {
   - {distill: logits, rate: 5e-4, max_steps: 90, measure_every: 45}
 """,
     "ternary": """  - {quantize: ternary, group_size: -1}
-  - {distill: logits, rate: 1e-3, max_steps: 150, measure_every: 75}
+  - {distill: logits, rate: 2e-3, max_steps: 140, measure_every: 140}
 """,
 }
 
