@@ -37,6 +37,7 @@ from unicomp.recipes.prepare import (
     check_values,
     check_whole,
     copy_tensor,
+    fingerprint,
     learn,
     read_calibration,
     workplace,
@@ -95,9 +96,8 @@ def run_cut(
     calibration = read_calibration(plan)
     if calibration is None:
         raise UnicompError("there is no calibration text", hint="give `--calibration`")
-    with workplace(
-        plan, folder, out, hashes, calibration, overwrite=overwrite, resume=resume
-    ) as place:
+    mark = fingerprint(plan, hashes, calibration)
+    with workplace(plan, folder, out, mark, overwrite=overwrite, resume=resume) as place:
         if not place.journal.entries:
             progress(Progress("prepare", 0, 0, "checking the source's values"))
             check_values(plan)

@@ -8,7 +8,6 @@ the weights.
 
 import hashlib
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -47,14 +46,19 @@ from unicomp.kernels.dense import open_dense
 from unicomp.kernels.load import load
 from unicomp.manifest import Manifest
 from unicomp.recipes.distilling import DistillPlan
-from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.loss_plot import loss_plot
 from unicomp.recipes.plan import working_folder
-from unicomp.recipes.prepare import check_space, check_values, fingerprint, make_folder
+from unicomp.recipes.prepare import (
+    check_values,
+    check_whole,
+    fingerprint,
+    workplace,
+    write_beside,
+)
 from unicomp.recipes.run import Progress, Show
 from unicomp.text import Text
-from unicomp.writer import Writer, check_target, copy_file, publish, write_file
+from unicomp.writer import Writer, check_target, copy_file, write_file
 
 HELD_SHARE, HELD_MOST = 10, 64  # one window of ten is held out, at most so many
 PLOT = "loss.svg"
@@ -66,6 +70,24 @@ class Data:
 
     training: Windows
     held_out: Windows
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the parts of a run share.
+
+    hashes, taught  file -> sha256, of the student and of its teacher
+    began           `time.monotonic()` at the start
+    """
+
+    plan: DistillPlan
+    folder: Path
+    journal: Journal
+    data: Data
+    hashes: Mapping[str, str]
+    taught: Mapping[str, str]
+    show: Show
+    began: float
 
 
 def run_distill(
@@ -87,26 +109,18 @@ def run_distill(
     taught = Checkpoint.open(plan.teacher.folder).sha256()
     data = read_data(plan)
     steps_of(plan.method, len(data.training), plan.seq_len)
-    made = make_folder(folder, resume=resume)
-    try:
-        mark = fingerprint(plan, hashes, None) | {
-            "teacher": repr(sorted(taught.items())),
-            "data": [data.training.digest, data.held_out.digest],
-        }
-        with Journal(folder, mark) as journal:
-            check_space(plan, folder)
-            if not journal.entries:
-                check_values(plan)
-                journal.append({"checked": True})
-            made = False
-            found = _carry_out(plan, folder, journal, data, hashes, taught, progress)
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    publish(folder, out, overwrite=overwrite)
-    shutil.rmtree(out / JOURNAL)
-    return found
+    mark = fingerprint(plan, hashes, None) | {
+        "teacher": repr(sorted(taught.items())),
+        "data": [data.training.digest, data.held_out.digest],
+    }
+    with workplace(plan, folder, out, mark, overwrite=overwrite, resume=resume) as place:
+        if not place.journal.entries:
+            check_values(plan)
+            place.journal.append({"checked": True})
+        place.begun = True
+        return _carry_out(
+            _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
+        )
 
 
 def read_data(plan: DistillPlan) -> Data:
@@ -188,18 +202,10 @@ def _check_tokenizer(tokenizer: Any, plan: DistillPlan) -> None:
     )
 
 
-def _carry_out(
-    plan: DistillPlan,
-    folder: Path,
-    journal: Journal,
-    data: Data,
-    hashes: Mapping[str, str],
-    taught: Mapping[str, str],
-    progress: Show,
-) -> Manifest:
-    began = time.monotonic()
+def _carry_out(work: _Work) -> Manifest:
+    plan, journal, data, progress = work.plan, work.journal, work.data, work.show
     method = plan.method
-    teacher, width = _teacher(plan, data, taught, progress)
+    teacher, width = _teacher(work)
     known = next((entry["before"] for entry in journal.entries if "before" in entry), None)
     if known is None:
         progress(Progress("measure", 0, 0, "held-out text, before training"))
@@ -231,19 +237,16 @@ def _carry_out(
         notes.append(f"{filtered}, and were left out")
     for note in notes:
         progress(Progress("measure", 0, 0, "", note=note))
-    writer = Writer(folder, plan.layout())
+    writer = Writer(work.folder, plan.layout())
     for name, tensor in student.tensors():
         writer.write(name, tensor)
     writer.finish()
-    return _finish(
-        plan, folder, journal, data, hashes, taught, outcome, (before, after), heat, notes, began
-    )
+    return _finish(work, outcome, (before, after), heat, notes)
 
 
-def _teacher(
-    plan: DistillPlan, data: Data, taught: Mapping[str, str], progress: Show
-) -> tuple[Teacher, int | None]:
+def _teacher(work: _Work) -> tuple[Teacher, int | None]:
     """Return the teacher, and the width of its states where they can be compared."""
+    plan, data, progress = work.plan, work.data, work.show
     method = plan.method
     if method.cache_teacher is None:
         progress(Progress("prepare", 0, 0, "loading the teacher"))
@@ -252,7 +255,7 @@ def _teacher(
         return LiveTeacher(live), int(live.config.get_text_config().hidden_size)
     cache = Path(method.cache_teacher).expanduser()
     made_of = identity(
-        taught,
+        work.taught,
         data.training,
         data.held_out,
         temperature=method.temperature,
@@ -298,46 +301,38 @@ def warnings(before: Figures, after: Figures) -> list[str]:
 
 
 def _finish(
-    plan: DistillPlan,
-    folder: Path,
-    journal: Journal,
-    data: Data,
-    hashes: Mapping[str, str],
-    taught: Mapping[str, str],
+    work: _Work,
     outcome: Outcome,
     figures: tuple[Figures, Figures],
     heat: Temperature | None,
     notes: list[str],
-    began: float,
 ) -> Manifest:
     """Write everything beside the weights; the caller adds scores and card."""
+    plan, folder, data = work.plan, work.folder, work.data
     before, after = figures
-    for name in plan.checkpoint.companions():
-        if name != plan.checkpoint.index and name not in (LOG, PLOT):
-            copy_file(plan.source.folder / name, folder / name)
-    write_file(folder / "recipe.yaml", plan.text.encode())
-    copy_file(journal.folder / LOG, folder / LOG)
+    write_beside(plan, folder, plan.checkpoint.config)
+    copy_file(work.journal.folder / LOG, folder / LOG)
     write_file(folder / PLOT, loss_plot(outcome.losses, outcome.measured).encode())
     first = manifest.read(plan.source.folder) if _has_manifest(plan.source.folder) else None
     modules = {} if first is None or not first.stages else first.stages[-1].modules
     made = Manifest(
         source=manifest.Source(
-            id=plan.source.id, revision=plan.source.revision, sha256=dict(hashes)
+            id=plan.source.id, revision=plan.source.revision, sha256=dict(work.hashes)
         ),
-        recipe_sha256=fingerprint(plan, dict(hashes), None)["recipe"],
+        recipe_sha256=fingerprint(plan, dict(work.hashes), None)["recipe"],
         calibration=None,
         stages=[
             manifest.Stage(
                 verb=plan.stage.verb,
                 method=plan.stage.method,
                 options=plan.stage.options.model_dump(mode="json"),
-                seconds=time.monotonic() - began,
+                seconds=time.monotonic() - work.began,
                 peak_rss_bytes=machine.peak_rss_bytes(),
                 peak_gpu_bytes=None,
                 modules={name: _trained(module) for name, module in modules.items()},
                 training=manifest.Training(
                     teacher=manifest.Source(
-                        id=plan.teacher.id, revision=plan.teacher.revision, sha256=dict(taught)
+                        id=plan.teacher.id, revision=plan.teacher.revision, sha256=dict(work.taught)
                     ),
                     data=data.training.source,
                     data_sha256=data.training.sha256,
@@ -366,9 +361,7 @@ def _finish(
         notes=notes,
     )
     manifest.write(folder, made)
-    problems = manifest.verify(folder)
-    if problems:
-        raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
+    check_whole(folder)
     return made
 
 

@@ -158,8 +158,7 @@ def workplace(
     plan: Planned,
     folder: Path,
     out: Path,
-    hashes: dict[str, str],
-    calibration: CalibrationWindows | None,
+    mark: dict[str, Any],
     *,
     overwrite: bool,
     resume: bool,
@@ -168,11 +167,13 @@ def workplace(
 
     A folder that was made for the run, and in which nothing has begun, goes where it fails.
 
+    mark  what decides the output's bytes: `fingerprint`, and what the run reads besides
+
     Raises UnicompError where the folder cannot be made, is another run's, or the disk is too small.
     """
     made, begun = make_folder(folder, resume=resume), False
     try:
-        with Journal(folder, fingerprint(plan, hashes, calibration)) as journal:
+        with Journal(folder, mark) as journal:
             check_space(plan, folder)
             place = Workplace(folder, journal)
             try:

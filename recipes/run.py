@@ -38,6 +38,7 @@ from unicomp.recipes.prepare import (
     check_values,
     check_whole,
     copy_tensor,
+    fingerprint,
     learn,
     read_calibration,
     score_output,
@@ -116,9 +117,8 @@ def run(
         calibration = read_calibration(plan)
         check_values(plan)
     hashes = hashing.result()
-    with workplace(
-        plan, folder, out, hashes, calibration, overwrite=overwrite, resume=resume
-    ) as place:
+    mark = fingerprint(plan, hashes, calibration)
+    with workplace(plan, folder, out, mark, overwrite=overwrite, resume=resume) as place:
         writer = Writer(folder, plan.layout())
         own = _shares(plan, place.journal, calibration, progress)
         targets = _targets(plan, progress)
