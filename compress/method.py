@@ -5,6 +5,7 @@ It declares the statistics it needs and never hooks a model: the driver gathers 
 once for all who ask.
 """
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -327,6 +328,7 @@ class QuantizeMethod(LayerMethod):
     def _patterns(self) -> list[tuple[str, str]]:
         return [("modules", pattern) for pattern in self.modules] + super()._patterns()
 
+    @abstractmethod
     def solve(
         self,
         weight: Tensor,
@@ -337,7 +339,6 @@ class QuantizeMethod(LayerMethod):
         pruning: Pruning | None = None,
     ) -> Solution:
         """Quantize one weight, and with `pruning` make some of it zero; see the method's file."""
-        raise NotImplementedError
 
 
 class PruneMethod(LayerMethod):
@@ -379,9 +380,9 @@ class PruneMethod(LayerMethod):
         stays = self.solve(weight, stats, target).weight != 0
         return Given(stays.T[factor.order])
 
+    @abstractmethod
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Make weights zero; see the method's file."""
-        raise NotImplementedError
 
 
 class DeltaMethod(Method):
@@ -417,9 +418,9 @@ class DeltaMethod(Method):
         description="steps of training the scales on the calibration text, where one is given",
     )
 
+    @abstractmethod
     def layouts(self) -> tuple[Layout, ...]:
         """Return the ways to keep a weight's delta that this method chooses from, of rank 0."""
-        raise NotImplementedError
 
     def ranked(self) -> bool:
         """Say whether the budget that planes leave is spent on factors."""

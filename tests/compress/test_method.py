@@ -5,19 +5,34 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import ValidationError
 
-from unicomp.compress.method import Method, Need, QuantizeMethod
+from unicomp.compress.method import (
+    DeltaMethod,
+    Method,
+    Need,
+    PruneMethod,
+    QuantizeMethod,
+    Solution,
+)
 from unicomp.kernels.packed import Scheme
 
 
+class Sound(QuantizeMethod):
+    """A method that is whole, to look at the options of its kind."""
+
+    def solve(self, *args: Any, **kwargs: Any) -> Solution:
+        """Never be asked."""
+        raise AssertionError("options alone are looked at")
+
+
 def test_defaults() -> None:
-    method = QuantizeMethod()
+    method = Sound()
     assert method.scheme("model.layers.0.mlp.down_proj") == Scheme(4, 128, symmetric=True)
     assert method.scheme("lm_head") is None
     assert method.scheme("model.lm_head") is None
 
 
 def test_overrides_change_what_they_name_and_the_first_counts() -> None:
-    method = QuantizeMethod(
+    method = Sound(
         bits=3,
         group_size=64,
         symmetric=False,
@@ -35,7 +50,7 @@ def test_overrides_change_what_they_name_and_the_first_counts() -> None:
 
 
 def test_unmatched_patterns() -> None:
-    method = QuantizeMethod(
+    method = Sound(
         modules={"down_proj": {"bits": 8}, "dwon_proj": {"bits": 8}},
         ignore=["lm_head", "up_proj", "re:.*gate"],
     )
@@ -77,17 +92,17 @@ WRONG: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", WRONG, ids=str)
 def test_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        QuantizeMethod(**options)
+        Sound(**options)
 
 
 @pytest.mark.parametrize("group_size", [-1, 8, 9, 32, 172, 256, 1 << 20])
 def test_group_sizes(group_size: int) -> None:
-    assert QuantizeMethod(group_size=group_size).group_size == group_size
+    assert Sound(group_size=group_size).group_size == group_size
 
 
 def test_options_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        QuantizeMethod().bits = 3  # type: ignore[misc]
+        Sound().bits = 3  # type: ignore[misc]
 
 
 def test_a_misspelt_function_is_refused_when_the_class_is_made() -> None:
@@ -99,7 +114,7 @@ def test_a_misspelt_function_is_refused_when_the_class_is_made() -> None:
 
 
 def test_what_a_method_may_define() -> None:
-    class Sound(Method):
+    class Thresholds(Method):
         needs: ClassVar[frozenset[Need]] = frozenset({Need.HESSIAN})
 
         strength: float = 0.5
@@ -107,4 +122,11 @@ def test_what_a_method_may_define() -> None:
         def _helper(self) -> float:
             return self.strength
 
-    assert Sound(strength=1)._helper() == 1.0
+    assert Thresholds(strength=1)._helper() == 1.0
+
+
+@pytest.mark.parametrize("kind", [QuantizeMethod, PruneMethod, DeltaMethod])
+def test_what_a_method_must_define_is_missed_when_it_is_made(kind: type[Method]) -> None:
+    options = {"base": "x"} if kind is DeltaMethod else {}
+    with pytest.raises(TypeError, match=r"abstract method '?(solve|layouts)"):
+        kind(**options)
