@@ -58,8 +58,8 @@ def distill(
     """Train a student to answer as its teacher does, after pruning or low-bit quantization.
 
     What is packed stays packed, and what is zero stays zero. Every option is the key of the same
-    name in a recipe. Example: unicomp distill out/pruned --teacher builtin:tinyworld
-    --data builtin:tinyworld --out out/distilled --rate 1e-3
+    name in a recipe. Example: unicomp distill out/quickstart --teacher builtin:tinyworld
+    --data builtin:tinyworld --max-steps 20 --rate 1e-3 --out out/distilled
     """
     stage.run_stage(
         VERB,

@@ -19,10 +19,11 @@ from unicomp.cli.main import exit_code
 from unicomp.errors import CheckpointError, RecipeError
 from unicomp.evaluate.scores import SCHEMA, Report, Subject, measured, write
 
-COMMANDS = "run quantize prune plan inspect verify export score compare generate push env".split()
+COMMANDS = "run quantize prune distill plan inspect verify".split()
+COMMANDS += "export score compare generate push env".split()
 RECIPES = ["recipes list", "recipes show", "recipes cp", "recipes check", "recipes schema"]
 BENCH = ["bench model", "bench kernels"]
-SLOW = {"run", "quantize", "prune", "score", *BENCH}
+SLOW = {"run", "quantize", "prune", "distill", "score", *BENCH}
 
 Capture = pytest.CaptureFixture[str]
 
