@@ -126,7 +126,7 @@ def write(
     if any(one.shape is not None for one in manifest.stages):
         lines += ["", _speed(gain)]
     if any(one.training is not None for one in manifest.stages):
-        lines += ["", "## Training", "", *_training(manifest, report)]
+        lines += ["", "## Training", "", *_training(manifest)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
     if fallbacks or manifest.notes:
@@ -196,8 +196,11 @@ def _speed(gain: Gain | None) -> str:
     )
 
 
-def _training(manifest: Manifest, report: dict[str, Any] | None) -> list[str]:
-    """Return what each stage cost and each training won back, in KL, and held-out figures."""
+def _training(manifest: Manifest) -> list[str]:
+    """Return what each stage cost and each training won back, in KL, and held-out figures.
+
+    All of them are of the windows that the training holds out.
+    """
     lines = ["| after | KL to the teacher, nats a token of held-out text |", "|---|---:|"]
     before: list[str] = []
     figures: dict[str, float] = {}
@@ -207,6 +210,9 @@ def _training(manifest: Manifest, report: dict[str, Any] | None) -> list[str]:
         word = f"{number}. {stage.verb} {stage.method}"
         if stage.training is None:
             before.append(word)
+            if stage.held_out is not None:
+                lines.append(f"| {', '.join(before)} | {stage.held_out['kl']:.4g} |")
+                before = []
             continue
         told = stage.training
         if before:
@@ -215,13 +221,6 @@ def _training(manifest: Manifest, report: dict[str, Any] | None) -> list[str]:
         lines.append(f"| {word} | {told.after['kl']:.4g}, {won:.0%} less |")
         before, last = [], told.after
         figures, heat = told.before, told.temperature
-    found = (
-        None
-        if report is None
-        else next((one["value"] for one in report["scores"] if one["name"] == "fidelity/kl"), None)
-    )
-    if before and found is not None:
-        lines.append(f"| {', '.join(before)} | {_number(found)} (of the scores, on all of it) |")
     lines += ["", "| held out | before training | after |", "|---|---:|---:|"]
     lines += [
         f"| {name.replace('_', ' ')} | {figures[name]:.4g} | {last[name]:.4g} |"

@@ -205,7 +205,7 @@ def _check_tokenizer(tokenizer: Any, plan: DistillPlan) -> None:
 def _carry_out(work: _Work) -> Manifest:
     plan, journal, data, progress = work.plan, work.journal, work.data, work.show
     method = plan.method
-    teacher, width = _teacher(work)
+    teacher, width = _teacher(plan, data, work.taught, progress)
     known = next((entry["before"] for entry in journal.entries if "before" in entry), None)
     if known is None:
         progress(Progress("measure", 0, 0, "held-out text, before training"))
@@ -244,9 +244,28 @@ def _carry_out(work: _Work) -> Manifest:
     return _finish(work, outcome, (before, after), heat, notes)
 
 
-def _teacher(work: _Work) -> tuple[Teacher, int | None]:
-    """Return the teacher, and the width of its states where they can be compared."""
-    plan, data, progress = work.plan, work.data, work.show
+def figures_of(plan: DistillPlan, folder: Path, progress: Show) -> dict[str, float]:
+    """Return the held-out figures of a model, on the windows that a stage's training measures.
+
+    plan    the stage, whose source is there: what is read of it is its tokenizer
+    folder  the model, as any other stage of the recipe left it
+
+    Raises UnicompError as `read_data` does.
+    """
+    data = read_data(plan)
+    taught = Checkpoint.open(plan.teacher.folder).sha256() if plan.method.cache_teacher else {}
+    teacher, _ = _teacher(plan, data, taught, progress)
+    progress(Progress("measure", 0, 0, "held-out text, beside that of the training"))
+    return _plain(measure(load(folder), data.held_out, teacher, plan.method.micro_batch))
+
+
+def _teacher(
+    plan: DistillPlan, data: Data, taught: Mapping[str, str], progress: Show
+) -> tuple[Teacher, int | None]:
+    """Return the teacher, and the width of its states where they can be compared.
+
+    taught  file -> sha256 of the teacher, which tell whether stored answers are its own
+    """
     method = plan.method
     if method.cache_teacher is None:
         progress(Progress("prepare", 0, 0, "loading the teacher"))
@@ -255,7 +274,7 @@ def _teacher(work: _Work) -> tuple[Teacher, int | None]:
         return LiveTeacher(live), int(live.config.get_text_config().hidden_size)
     cache = Path(method.cache_teacher).expanduser()
     made_of = identity(
-        work.taught,
+        taught,
         data.training,
         data.held_out,
         temperature=method.temperature,

@@ -31,7 +31,7 @@ from unicomp.recipes import plan as plans
 from unicomp.recipes import run as runs
 from unicomp.recipes.cut_run import run_cut
 from unicomp.recipes.cutting import CutPlan, plan_cut
-from unicomp.recipes.distill_run import run_distill
+from unicomp.recipes.distill_run import figures_of, run_distill
 from unicomp.recipes.distilling import DistillPlan, plan_distill
 from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
@@ -277,10 +277,27 @@ def _carry_out(plan: Pipeline, journal: Journal, progress: Show) -> list[Manifes
             found = run_distill(planned, folder, progress=progress)
         else:
             found = runs.run(planned, folder, progress=progress)
+        measured = _measures(plan, number)
+        if measured is not None:
+            figures = figures_of(measured, folder, progress)
+            last = found.stages[-1].model_copy(update={"held_out": figures})
+            found = found.model_copy(update={"stages": [*found.stages[:-1], last]})
         journal.append({"made": found.to_json()})
         made.append(found)
         shutil.rmtree(before, ignore_errors=True)
     return made
+
+
+def _measures(plan: Pipeline, number: int) -> DistillPlan | None:
+    """Return the training whose held-out text is to say what a pass cost.
+
+    None where nothing trains, and where a training measures that anyhow: it, or the next pass.
+    """
+    trains = [one for one in plan.passes if isinstance(one, DistillPlan)]
+    if not trains or any(isinstance(one, DistillPlan) for one in plan.passes[number : number + 2]):
+        return None
+    before = [one for one in plan.passes[:number] if isinstance(one, DistillPlan)]
+    return before[-1] if before else trains[0]
 
 
 def _finish(

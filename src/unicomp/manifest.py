@@ -146,7 +146,10 @@ class Training(_Part):
 
 
 class Stage(_Part):
-    """One stage of the recipe as it ran; peaks in bytes; `shape` where it changed any."""
+    """One stage of the recipe as it ran; peaks in bytes; `shape` where it changed any.
+
+    held_out  where another stage trains: figures after this one, on the windows of that training
+    """
 
     verb: str
     method: str
@@ -157,6 +160,7 @@ class Stage(_Part):
     modules: dict[str, Module]
     shape: Shape | None = None
     training: Training | None = None
+    held_out: dict[str, float] | None = None
 
 
 class Totals(_Part):

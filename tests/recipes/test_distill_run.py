@@ -9,6 +9,7 @@ import pytest
 
 from unicomp import builtin, manifest
 from unicomp.checkpoint import Checkpoint
+from unicomp.cli.main import exit_code
 from unicomp.compress.distill.training.figures import Figures
 from unicomp.errors import RecipeError, UnicompError
 from unicomp.kernels.inventory import take
@@ -163,3 +164,54 @@ def test_the_plan_of_a_stage_after_another_needs_no_weights(
     said = found.to_json()
     assert [stage["verb"] for stage in said["stages"]] == ["prune", "distill"]
     assert said["passes"][1]["teacher"]["id"] == said["source"]["id"]
+
+
+def test_each_stage_is_measured_on_the_windows_that_the_training_holds_out(
+    tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    """Two cuts before the training, 2 bits after it: a figure each, all of the same windows."""
+    made = carried(
+        tiny_model("llama"),
+        tiny_text,
+        tmp_path / "out",
+        "{prune: depth, layers: 2, criterion: influence}",
+        "{prune: width, ffn: 32}",
+        f"{{distill: logits, {STEPS}}}",
+        "{quantize: rtn, bits: 2, group_size: -1}",
+    )
+    depth, width, distill, quantize = made.stages
+    training = distill.training
+    assert training is not None
+    assert depth.held_out is not None
+    assert width.held_out is None  # the training's own measurement before it begins
+    assert quantize.held_out is not None
+    assert depth.held_out["tokens"] == training.before["tokens"] == quantize.held_out["tokens"]
+    assert depth.held_out["teacher_entropy"] == training.before["teacher_entropy"]
+    assert quantize.held_out["kl"] > training.after["kl"]
+    card = (tmp_path / "out/README.md").read_text()
+    figures = (depth.held_out, training.before, training.after, quantize.held_out)
+    words = ("1. prune depth", "2. prune width", "3. distill logits", "4. quantize rtn")
+    for word, found in zip(words, figures, strict=True):
+        assert f"| {word} | {found['kl']:.4g}" in card
+    assert manifest.verify(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_the_recipe_of_three_stages_shows_what_each_cost_and_recovered(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["run", "prune-distill-quantize", "--out", str(out)]
+    assert exit_code(words) == 0
+    prune, distill, quantize = manifest.read(out).stages
+    training = distill.training
+    assert training is not None
+    assert (prune.verb, quantize.verb) == ("prune", "quantize")
+    cost, left = training.before["kl"], training.after["kl"]
+    assert quantize.held_out is not None
+    assert cost - left >= 0.6 * cost
+    assert left < quantize.held_out["kl"] < cost / 2
+    card = (out / "README.md").read_text()
+    assert f"| 1. prune width | {cost:.4g} |" in card
+    assert f"| 2. distill logits | {left:.4g}, {1 - left / cost:.0%} less |" in card
+    assert f"| 3. quantize gptq | {quantize.held_out['kl']:.4g} |" in card
+    names = {one["name"] for one in json.loads((out / "report.json").read_text())["scores"]}
+    assert {"fidelity/kl", "calibration/token_ece"} <= names
