@@ -5,6 +5,7 @@ on disk. The first line is the run's fingerprint: everything that decides the ou
 last line that was cut off is dropped. One process at a time holds the folder, by a lock.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -61,10 +62,18 @@ class Journal:
         return [json.loads(line) for line in whole.splitlines()]
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry and bring it to disk."""
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Add an entry and bring it to disk; UnicompError where the disk does not take it."""
+        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UnicompError(
+                f"`{self.folder.parent}`: {(error.strerror or str(error)).lower()}: "
+                f"{len(line)} bytes needed for the journal",
+                hint="free some space, or choose an output folder on another disk",
+            ) from error
         self.entries.append(entry)
 
     def restart(self) -> None:
@@ -86,7 +95,8 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         """Give the lock back."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # an entry that had no room is tried again, and fails
+            self._file.close()
 
 
 def _other_run(folder: Path, found: Any, wanted: dict[str, Any]) -> UnicompError:

@@ -74,6 +74,7 @@ def test_a_disk_that_is_full(size: str, tmp_path: Path) -> None:
     first, second = done.stderr.splitlines()
     assert first.startswith("error: ")
     assert "no space left" in first
+    assert str(tmp_path / "d") in first
     assert second.startswith("hint: ")
     assert "d" not in done.stdout.split()
 
