@@ -17,9 +17,11 @@ from unicomp.recipes.delta_run import compress, restore
 
 WINDOW, WINDOWS = 256, 100
 Pair = tuple[str, str, Path]
-Recovery = Callable[[str, float], float]
+Recovery = Callable[..., float]
 
-# Shares of the gain that a quick study in numpy kept, on the same text.
+# Shares of the gain that a quick study in numpy kept. It scored the first 64 windows and rounded
+# ranks down: just so all its data-free shares come out to their last digit.
+STUDIED = 64
 STUDY = {
     "stories260K": {
         ("bitdelta", 1 / 16): 0.886,
@@ -38,8 +40,7 @@ STUDY = {
         ("dqrelo-plus", 1 / 4): 0.992,
     },
 }
-# Most that a share may fall short; `dqrelo` at 1/4 on templateGPT does by 0.0011, why is not known.
-NEAR = 0.0015
+NEAR = 0.001  # most that a share may fall short: the study's have three digits
 
 
 @torch.no_grad()
@@ -55,17 +56,24 @@ def recovery_of(pair: Pair, folder: Path) -> Recovery:
     tokenizer = text.tokenizer(hub.resolve(tuned).folder)
     ids = torch.tensor(tokenizer(file.read_text("utf-8"), add_special_tokens=False)["input_ids"])
     ids = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)[:WINDOWS]
-    low, full = nll(base, ids), nll(tuned, ids)
-    assert full < low - 0.1
+    ends = {count: (nll(base, ids[:count]), nll(tuned, ids[:count])) for count in (STUDIED, None)}
+    assert all(full < low - 0.1 for low, full in ends.values())
 
     @cache
-    def recovery(method: str, ratio: float) -> float:
+    def recovery(method: str, ratio: float, windows: int | None = None) -> float:
+        low, full = ends[windows]
+        restored = made(method, ratio)
+        return (low - nll(restored, ids[:windows])) / (low - full)
+
+    @cache
+    def made(method: str, ratio: float) -> Path:
         options: Any = methods.find("delta", method).model_validate({"base": base, "ratio": ratio})
         out = folder / f"{method}-{ratio}"
         totals = compress(plan_delta(tuned, method, options), out).totals
         assert totals.payload <= ratio * totals.matrix_bytes_16 * 1.01
-        restore(out, base, folder / f"{out.name}-restored")
-        return (low - nll(folder / f"{out.name}-restored", ids)) / (low - full)
+        restored = folder / f"{out.name}-restored"
+        restore(out, base, restored)
+        return restored
 
     return recovery
 
@@ -101,8 +109,10 @@ def test_the_study_is_met_and_its_best_beaten(pair: tuple[str, Recovery]) -> Non
         pytest.skip("the study did not look at this pair")
     for (method, ratio), share in STUDY[name].items():
         least = share if method == "dqrelo-plus" else share - NEAR
-        assert recovery(method, ratio) > least, (method, ratio)
+        assert recovery(method, ratio, STUDIED) > least, (method, ratio)
     one_bit = STUDY[name]["bitdelta", 1 / 16]
-    assert recovery("bitdelta", 1 / 16) == pytest.approx(one_bit, abs=NEAR)
-    # Another method's share would be seen.
-    assert recovery("dqrelo", 1 / 8) != pytest.approx(one_bit, abs=10 * NEAR)
+    assert recovery("bitdelta", 1 / 16, STUDIED) == pytest.approx(one_bit, abs=NEAR)
+    # Another method's share would be seen, and so would other text.
+    assert recovery("dqrelo", 1 / 8, STUDIED) != pytest.approx(one_bit, abs=10 * NEAR)
+    if name == "templateGPT-llama3-1M":
+        assert recovery("dqrelo", 1 / 4) < STUDY[name]["dqrelo", 1 / 4] - NEAR
