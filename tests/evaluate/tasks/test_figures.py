@@ -75,6 +75,14 @@ def test_flips_are_counted_in_both_directions() -> None:
     assert alone.status == "skipped"
 
 
+def studentized(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% studentized bootstrap interval of a mean; float64 [units]."""
+    drawn = np.random.default_rng(9).choice(values, size=(50_000, values.size))
+    t = (drawn.mean(1) - values.mean()) / drawn.std(1)
+    below, above = np.quantile(t, [0.025, 0.975])
+    return values.mean() - above * values.std(), values.mean() - below * values.std()
+
+
 def test_a_mean_that_is_no_share_is_resampled() -> None:
     values = tuple(np.random.default_rng(0).uniform(size=50))
     metric = Metric(float(np.mean(values)), True, "mean", values)
@@ -82,8 +90,12 @@ def test_a_mean_that_is_no_share_is_resampled() -> None:
     ours = Result("mc2", "1", 0, {"acc": metric}, ids, None, None, {})
     lower = replace(metric, value=metric.value - 0.1, values=tuple(v - 0.1 for v in values))
     (score,) = figures.scores([ours], [replace(ours, metrics={"acc": lower})], {})
-    half = 1.96 * np.std(values) / math.sqrt(50)
-    assert score.ci95 == pytest.approx((metric.value - half, metric.value + half), abs=0.02)
+    expected = studentized(np.array(values))
+    # Three deviations of an end from 2,000 draws: sqrt(0.025 0.975 / 2000) over the density there.
+    near = 3 * math.sqrt(0.025 * 0.975 / 2000) / 0.0584 * np.std(values) / math.sqrt(50)
+    assert score.ci95 == pytest.approx(expected, abs=near)
+    narrow = [metric.value + 0.8 * (end - metric.value) for end in expected]
+    assert score.ci95 != pytest.approx(narrow, abs=near)  # a fifth less is seen
     assert score.delta_ci95 == pytest.approx((0.1, 0.1), abs=1e-9)
     assert "retention_above_chance" not in score.detail
 
