@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from unicomp.evaluate.score import score as score
     from unicomp.kernels.deltas import load_deltas as load_deltas
     from unicomp.kernels.packed_model import load as load
-    from unicomp.recipes.pipeline import plan as plan
-    from unicomp.recipes.pipeline import run as run
+    from unicomp.recipes.any_recipe import plan as plan
+    from unicomp.recipes.any_recipe import run as run
 
 __version__ = "0.1.0"
 
@@ -22,8 +22,8 @@ __all__ = ["__version__", "load", "load_deltas", "plan", "run", "score"]
 _HOMES = {
     "load": "unicomp.kernels.packed_model",
     "load_deltas": "unicomp.kernels.deltas",
-    "plan": "unicomp.recipes.pipeline",
-    "run": "unicomp.recipes.pipeline",
+    "plan": "unicomp.recipes.any_recipe",
+    "run": "unicomp.recipes.any_recipe",
     "score": "unicomp.evaluate.score",
 }
 

@@ -1,0 +1,73 @@
+"""`unicomp.plan` and `unicomp.run`: a recipe of any kind, a delta's included.
+
+A delta is no checkpoint, so its plan and its manifest are types of their own: what only handles
+models calls `recipes/pipeline.py`, and need not tell them apart.
+"""
+
+from pathlib import Path
+from typing import overload
+
+from unicomp.compress.method import DeltaMethod
+from unicomp.kernels.delta_folder import DeltaManifest
+from unicomp.manifest import Manifest
+from unicomp.recipes import delta_run, pipeline
+from unicomp.recipes.delta import DeltaPlan, plan_recipe
+from unicomp.recipes.pipeline import Pipeline
+from unicomp.recipes.plan import Plan
+from unicomp.recipes.run import Show
+from unicomp.recipes.schema import Recipe
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    text: str | None = None,
+    max_memory: int | None = None,
+) -> Plan | Pipeline | DeltaPlan:
+    """Work out what a recipe does to a model, from headers only.
+
+    As `recipes.pipeline.plan`, or `recipes.delta.plan_recipe` where there is a `delta` stage.
+    """
+    if any(isinstance(stage.options, DeltaMethod) for stage in recipe.stages):
+        return plan_recipe(recipe, model=model, text=text, max_memory=max_memory)
+    return pipeline.plan(recipe, model=model, text=text, max_memory=max_memory)
+
+
+@overload
+def run(
+    plan: Plan | Pipeline,
+    out: Path,
+    *,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    progress: Show = ...,
+) -> Manifest: ...
+
+
+@overload
+def run(
+    plan: DeltaPlan,
+    out: Path,
+    *,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    progress: Show = ...,
+) -> DeltaManifest: ...
+
+
+def run(
+    plan: Plan | Pipeline | DeltaPlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Show = lambda _: None,
+) -> Manifest | DeltaManifest:
+    """Carry out a plan; the output stands under its name only when whole.
+
+    As `recipes.pipeline.run`, or `recipes.delta_run.compress` where the plan is a delta's.
+    """
+    if isinstance(plan, DeltaPlan):
+        return delta_run.compress(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    return pipeline.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
