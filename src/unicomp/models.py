@@ -12,7 +12,7 @@ tensor per expert; unicomp speaks of one 2-D linear per expert, whatever the fil
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from unicomp.errors import CheckpointError, UnsupportedError
@@ -212,6 +212,15 @@ class _Names:
     tensors: Mapping[str, TensorShape]
     architecture: Architecture
     prefix: str
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """number of a layer -> its tensors' names: a look through all of them for each is quadratic"""
+
+    def __post_init__(self) -> None:
+        inner = re.escape(self.architecture.layers.removeprefix(self.prefix))
+        numbered = re.compile(rf"(?:{re.escape(self.prefix)})?{inner}\.(\d+)\.")
+        for name in self.tensors:
+            if found := numbered.match(name):
+                self.places.setdefault(found[1], []).append(name)
 
     def disk(self, layer: int, inner: str) -> str:
         """Return the canonical checkpoint name of a part of a layer."""
@@ -323,7 +332,7 @@ def _layer(names: _Names, index: int) -> Layer:
     legacy = re.compile("|".join(row.legacy))
     others: dict[str, Part] = {}
     for prefix in {root, root.removeprefix(names.prefix)}:
-        for name in names.tensors:
+        for name in names.places.get(str(index), ()):
             if name.startswith(prefix) and name not in weights and not legacy.search(name):
                 inner = name.removeprefix(prefix)
                 for module, disk in row.disk:
