@@ -8,6 +8,7 @@ the weights.
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ def run_distill(
 
     Raises UnicompError for whatever the user can mend.
     """
+    _one_process()
     check_target(out, overwrite=overwrite)
     folder = working_folder(out)
     progress(Progress("prepare", 0, 0, "hashing the student and the teacher"))
@@ -120,6 +122,16 @@ def run_distill(
         place.begun = True
         return _carry_out(
             _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
+        )
+
+
+def _one_process() -> None:
+    """Refuse to be one of several processes: each would write the same folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UnsupportedError(
+            f"distillation runs in one process, not in {count}",
+            hint="start it without `accelerate launch`, or with `--num_processes 1`",
         )
 
 
