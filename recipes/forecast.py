@@ -21,9 +21,13 @@ from unicomp.kernels.dense import DenseSource
 from unicomp.models import Layer, Model, context_length
 from unicomp.recipes.schema import Recipe
 
-# Resident bytes of a process that has imported torch, transformers and accelerate, rounded up:
-# whole runs on the embedded model peaked at 477 to 525 MB (torch 2.13, transformers 5.23, Linux).
-IMPORTS = 640 << 20
+# Resident bytes of a process that has imported torch, transformers and accelerate: whole runs of
+# quantizing and pruning on the embedded model peaked at 477 to 525 MB, what they work on included
+# (torch 2.13, transformers 5.23, Linux).
+LIBRARIES = 544 << 20
+# The same with room for what other runs hold and nobody has counted: cuts take up to 100 MiB more
+# than the parts that are named.
+IMPORTS = LIBRARIES + (96 << 20)
 # Tokens computed together where memory allows: enough for matrix products at full speed.
 BATCH_TOKENS = 2048
 # Most bytes of a layer's inputs that are kept in memory, where files are slower but would do.
@@ -108,7 +112,7 @@ def memory(
     largest = max(_layer_bytes(layer) for layer in model.layers)
     matrix = max(4 * linear.shape[0] * linear.shape[1] for linear in model.linears())
     if not method.wants() or recipe.calibration is None:
-        parts = {"imports": IMPORTS, "solver": _solver_bytes(method, model, targets)}
+        parts = {"imports": LIBRARIES, "solver": _solver_bytes(method, model, targets)}
         parts["weights"] = 2 * matrix
         _decline(sum(parts.values()), limit)
         return Memory(parts, 1, 0, False)
@@ -130,7 +134,7 @@ def memory(
     least = gathered(max(inputs), cross)
     widest = max(max(linear.shape) for linear in model.linears())
     fixed = {
-        "imports": IMPORTS,
+        "imports": LIBRARIES,
         "weights": largest,
         "solver": _solver_bytes(method, model, targets),
         "embedding rows": _embedding_bytes(dense, model, samples * seq_len),
