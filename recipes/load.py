@@ -116,7 +116,7 @@ def from_options(verb: str, method: str, options: Mapping[str, Any], **top: Any)
             problems += [Problem((number, 0, 0), *problem) for problem in error.problems()]
             continue
         if len(path) == 2 and path[0] not in tree.data:
-            tree.graft(path[:1], _branch({}, _flag(("data",), "", number)), first)
+            tree.graft(path[:1], _branch({}, _flag((path[0], "data"), "", number)), first)
         tree.graft(path, branch, place)
     return check(tree, problems)
 

@@ -166,7 +166,7 @@ STAGES = {
     ),
     "stages: [{..: rtn}]": (
         "f:2:11: unknown stage `..`",
-        "use one of `delta`, `prune`, `quantize`",
+        "use one of `delta`, `distill`, `prune`, `quantize`",
     ),
     "stages: [{quantize: gptq}]": (
         "f:2:21: `quantize: gptq` needs calibration text",

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HOMES = {
     "load": "unicomp.kernels.packed_model",
     "load_deltas": "unicomp.kernels.deltas",
-    "plan": "unicomp.recipes.pipeline",
-    "run": "unicomp.recipes.pipeline",
+    "plan": "unicomp.recipes.any_recipe",
+    "run": "unicomp.recipes.any_recipe",
     "score": "unicomp.evaluate.score",
 }
 
