@@ -12,13 +12,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # as soon as two processes share a core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help setup demo test test-slow test-all sanitize lint format clean
+.PHONY: help setup demo test test-slow test-all test-exhaustive sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      quantize the embedded model to int4 and print it beside the base"
 	@echo "make test      the tests that need no GPU, no network and little time"
 	@echo "make test-all  those and the slow ones (test-slow: only the slow ones)"
+	@echo "make test-exhaustive  every document of every benchmark beside lm-eval: hours"
 	@echo "make sanitize  the kernels' tests under address and undefined-behaviour sanitizers"
 	@echo "make lint      ruff and mypy, changing nothing"
 	@echo "make format    let ruff rewrite what it can"
@@ -41,12 +42,16 @@ demo: $(STAMP)
 	$(BIN)/unicomp run quickstart --out $(OUT) --overwrite
 
 test: $(STAMP)
-	$(PYTEST) -q -m "not slow and not gpu and not network"
+	$(PYTEST) -q -m "not slow and not exhaustive and not gpu and not network"
 
 test-slow: $(STAMP)
 	$(PYTEST) -q -m "slow and not gpu and not network"
 
 test-all: test test-slow
+
+# Hours, so neither `make test-all` nor CI: once before a release, and after scoring was touched.
+test-exhaustive: $(STAMP)
+	$(PYTEST) -q -m "exhaustive and not gpu and not network"
 
 # The extension once more, beside the installed one. libstdc++ is there for torch's exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -1,7 +1,7 @@
 """Our figures are lm-eval's to the last digit, and an independent scorer agrees with both.
 
 By hand means `lm_eval.simple_evaluate` with lm-eval's own `hf` model, as its command calls it, on
-the same task files: 200 documents a task, and in the slow tests every document once, in shards
+the same task files: 200 documents a task, and in the exhaustive tests every document, in shards
 that take minutes each.
 """
 
@@ -165,7 +165,7 @@ def label(value: Any) -> str | None:
     return "all" if value == WHOLE else f"{value[0] + 1}of{value[1]}"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("task", "part"), EVERY, ids=label)
 def test_every_document_as_by_hand(
     task: str, part: tuple[int, int], benchmarks: Path, shard: Callable[..., None]
@@ -176,7 +176,7 @@ def test_every_document_as_by_hand(
     same_as_by_hand(folder, task, None, batch=128)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", [*TINYWORLD, *GENERATED])
 def test_every_document_of_a_packed_model_as_by_hand(packed: Path, task: str) -> None:
     same_as_by_hand(packed, task, None, batch=128)
@@ -289,7 +289,7 @@ def test_an_independent_scorer_agrees_on_benchmarks(task: str, benchmarks: Path)
     check(*independent(folder, task, limit), result, 1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", TINYWORLD)
 def test_an_independent_scorer_agrees_on_every_document(packed: Path, task: str) -> None:
     """On the base model, and on the packed one through its dequantized twin."""
@@ -303,7 +303,7 @@ def test_an_independent_scorer_agrees_on_every_document(packed: Path, task: str)
 PARADIGMS = sorted(path.stem for path in (harness.FOLDER / "local/blimp").glob("[!_]*.yaml"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("task", "part"),
     [
