@@ -80,11 +80,13 @@ class Option:
 def of_verb(verb: str, folder: Path = COMPRESS) -> tuple[Option, ...]:
     """Return the options of every method of a verb, those common to all first.
 
-    folder  has `method.py` and a folder per verb with a file per method
+    folder  has `method.py`, or of a verb a file of its own, and a folder per verb with a file per
+            method
     """
     options: dict[str, Option] = {}
+    common = folder / f"{verb}_method.py"
     sources: list[tuple[str, Path, str | None]] = [
-        ("", folder / "method.py", f"{verb.title()}Method")
+        ("", common if common.is_file() else folder / "method.py", f"{verb.title()}Method")
     ]
     sources += [
         (name, folder / verb / f"{name}.py".replace("-", "_"), None)
@@ -185,7 +187,8 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
     tree = ast.parse(text)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if wanted is None:
-        for name, file in _inherited(tree, classes):
+        own = path.parent.parent / f"{path.parent.name}_method.py"
+        for name, file in _inherited(tree, classes, (COMPRESS / "method.py", own)):
             yield from _fields(file, name)
     for node in list(classes.values()) if wanted is None else _with_bases(wanted, classes):
         for statement in node.body:
@@ -204,14 +207,16 @@ def _fields(path: Path, wanted: str | None) -> Iterator[tuple[Option, Any]]:
             yield Option(name, description, choices, optional), _default(call, words)
 
 
-def _inherited(tree: ast.Module, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[str, Path]]:
-    """Yield the bases that a method's file imports of ours, but those that its verb's class is."""
+def _inherited(
+    tree: ast.Module, classes: Mapping[str, ast.ClassDef], common: tuple[Path, ...]
+) -> Iterator[tuple[str, Path]]:
+    """Yield the bases that a method's file imports of ours, but for those in the files `common`."""
     bases = {ast.unparse(base) for node in classes.values() for base in node.bases}
     for node in tree.body:
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("unicomp."):
             continue
         path = ROOT.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
-        if path != COMPRESS / "method.py":
+        if path not in common:
             yield from ((one.name, path) for one in node.names if one.name in bases)
 
 

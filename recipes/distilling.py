@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unicomp.checkpoint import Checkpoint
-from unicomp.compress.method import DistillMethod
+from unicomp.compress.distill_method import DistillMethod
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels.dense import DenseSource, open_dense
@@ -245,6 +245,8 @@ def _memory(
     )
     kept = 1 if method.gradient_checkpointing else layers
     live = LIVE_ACTIVATIONS * tokens * 4 * (kept * hidden_size(dense.config) + widest * kept)
+    if method.sampling() is not None:  # keys and values of what is written, before the step's own
+        live = max(live, 2 * 4 * tokens * layers * hidden_size(dense.config))
     return {
         "imports": IMPORTS,
         "student": TRAINED * params,
@@ -269,7 +271,9 @@ def _time(
             return None, method.max_time, "`max_time`"
         return None, 0.0, "not known before the text is read: `passes` over it"
     rate = measured_rate()
-    work = steps * each * ((FORWARD + BACKWARD) * params + FORWARD * taught)
+    sampling = method.sampling()
+    passes = FORWARD * (1 + (sampling.share if sampling is not None else 0.0)) + BACKWARD
+    work = steps * each * (passes * params + FORWARD * taught)
     seconds = work / rate
     if method.max_time is not None:
         seconds = min(seconds, method.max_time)

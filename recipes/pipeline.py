@@ -20,7 +20,8 @@ import torch
 from unicomp import __version__, machine, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.cut_method import CutMethod
-from unicomp.compress.method import DistillMethod, QuantizeMethod
+from unicomp.compress.distill_method import DistillMethod
+from unicomp.compress.method import QuantizeMethod
 from unicomp.errors import UnsupportedError
 from unicomp.evaluate.cost.gain import Gain, beside
 from unicomp.hub import Source

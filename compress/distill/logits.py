@@ -7,7 +7,7 @@ finds possible, and so from growing too sure.
 Papers: arXiv:1503.02531; for pruned language models, Minitron, arXiv:2407.14679, section 4.
 """
 
-from unicomp.compress.method import DistillMethod
+from unicomp.compress.distill_method import DistillMethod
 
 
 class Logits(DistillMethod):

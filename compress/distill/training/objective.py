@@ -17,7 +17,7 @@ from unicomp.compress.distill.losses.overconfidence import confidence_gap
 from unicomp.compress.distill.losses.safety import safety_term
 from unicomp.compress.distill.training.states import ATTENTION, HIDDEN, States, watch
 from unicomp.compress.distill.training.teacher import Signal
-from unicomp.compress.method import DistillMethod
+from unicomp.compress.distill_method import DistillMethod
 
 
 class Trainee(nn.Module):
@@ -66,6 +66,7 @@ def objective(
     windows: int,
     maps: nn.ModuleDict,
     tokens: Tensor | None = None,
+    beta: float | None = None,
 ) -> Loss:
     """Return the loss of some windows.
 
@@ -74,19 +75,22 @@ def objective(
     counted    bool [windows, tokens - 1]
     positions  that count in the whole batch; `windows` of it
     tokens     int64, those of refusals, where `safety` weighs them
+    beta       of the divergence, where the student wrote the windows itself: its own tokens are no
+               truth, so cross-entropy and the calibration term then stay out
     """
     whole, seen = trainee(ids)
     logits, targets = whole[:, :-1], ids[:, 1:]
-    heat = method.temperature
+    heat, kind = method.temperature, method.beta if beta is None else beta
     if signal.few is not None:
-        apart = divergence_few(logits, *signal.few, beta=method.beta, temperature=heat)
+        apart = divergence_few(logits, *signal.few, beta=kind, temperature=heat)
     elif signal.logits is not None:
-        apart = divergence(logits, signal.logits, beta=method.beta, temperature=heat)
+        apart = divergence(logits, signal.logits, beta=kind, temperature=heat)
     else:
         raise ValueError("a signal without logits")
-    each = (1 - method.cross_entropy) * apart
-    if method.cross_entropy:
-        each = each + method.cross_entropy * cross_entropy(logits, targets)
+    each = apart
+    if method.cross_entropy and beta is None:
+        own = cross_entropy(logits, targets)
+        each = (1 - method.cross_entropy) * apart + method.cross_entropy * own
     if tokens is not None and signal.logits is not None:
         each = each + method.safety * safety_term(logits, signal.logits, tokens)
     if signal.states is not None:
@@ -98,7 +102,7 @@ def objective(
                     getattr(seen, word), getattr(signal.states, word), to_teacher
                 )
     total = torch.where(counted, each, 0.0).sum() / positions
-    if method.calibration_term:
+    if method.calibration_term and beta is None:
         gap = confidence_gap(logits, targets, counted).sum() / windows
         total = total + method.calibration_term * gap
     shown = float(torch.where(counted, apart.detach(), 0.0).sum(dtype=torch.float64))

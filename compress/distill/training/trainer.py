@@ -22,11 +22,12 @@ from unicomp.compress.distill.training import checkpoints
 from unicomp.compress.distill.training.figures import Figures
 from unicomp.compress.distill.training.measure import measure
 from unicomp.compress.distill.training.objective import Trainee, objective
+from unicomp.compress.distill.training.samples import chosen, prompts, write
 from unicomp.compress.distill.training.straight_through import set_share
 from unicomp.compress.distill.training.student import Student
 from unicomp.compress.distill.training.teacher import Teacher
 from unicomp.compress.distill.training.windows import Windows, batches
-from unicomp.compress.method import DistillMethod
+from unicomp.compress.distill_method import DistillMethod
 from unicomp.errors import UnicompError
 
 LOG = "training.jsonl"
@@ -82,6 +83,21 @@ class Outcome:
     stopped: str
     losses: list[tuple[int, float]]
     measured: list[tuple[int, Figures]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Windows of a step that are computed together.
+
+    rows     their numbers, int64 [windows]
+    ids      int64 [windows, tokens]; `counted` bool [windows, tokens - 1]
+    beta     of the divergence, where the student wrote them; None: they are of the text
+    """
+
+    rows: Tensor
+    ids: Tensor
+    counted: Tensor
+    beta: float | None = None
 
 
 @dataclass(slots=True)
@@ -241,35 +257,37 @@ class _Trainer:
             group["lr"] = rate
         if method.gradual:
             set_share(self.job.student.model, min(1.0, share / method.gradual))
-        batch = self.job.training.part(rows)
-        positions, windows = int(batch.counted.sum()), len(rows)
-        own = torch.arange(windows)[accelerator.process_index :: accelerator.num_processes]
-        pieces = own.split(method.micro_batch)
-        sums = torch.zeros(2, dtype=torch.float64)
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
+        parts, windows = self._parts(step, rows)
+        counts = torch.zeros(2, dtype=torch.float64)  # positions of the text, and of its own
+        for part in parts:
+            counts[int(part.beta is not None)] += int(part.counted.sum())
+        counts = self._over_all(counts)
+        positions = max(1, int(counts.sum()))
+        sums = torch.zeros(3, dtype=torch.float64)  # the loss, and both divergences
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.trainee):
-                ids, counted = batch.ids[piece], batch.counted[piece]
-                signal = self.job.teacher.training(rows[piece], ids, states=self._states())
+                signal = self.job.teacher.training(part.rows, part.ids, states=self._states())
                 with self._precision():
                     loss = objective(
                         method,
                         self.trainee,
                         signal,
-                        ids,
-                        counted,
+                        part.ids,
+                        part.counted,
                         positions=positions,
                         windows=windows,
                         maps=self.maps,
                         tokens=self.job.tokens,
+                        beta=part.beta,
                     )
                 value = float(loss.total.detach())
                 if not math.isfinite(value):
-                    raise self._no_number(step, rows[piece], value)
+                    raise self._no_number(step, part.rows, value)
                 accelerator.backward(loss.total * accelerator.num_processes)
-                sums += torch.tensor([value, loss.divergence / positions], dtype=torch.float64)
-        if accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums, "sum")
+                sums[0] += value
+                sums[1 + (part.beta is not None)] += loss.divergence
+        sums = self._over_all(sums)
         norm = float(accelerator.clip_grad_norm_(self.parameters, method.clip))
         if not math.isfinite(norm):
             raise self._no_number(step, rows, norm)
@@ -279,12 +297,59 @@ class _Trainer:
             {
                 "step": step + 1,
                 "loss": float(sums[0]),
-                "divergence": float(sums[1]),
+                "divergence": float(sums[1:].sum()) / positions,
                 "rate": rate,
                 "norm": norm,
             }
+            | self._written(counts, sums)
         )
         return float(sums[0])
+
+    def _parts(self, step: int, rows: Tensor) -> tuple[list[_Part], int]:
+        """Return this process's windows of a step, and how many of all are of the text."""
+        sampling, size = self.method.sampling(), self.method.micro_batch
+        batch = self.job.training.part(rows)
+        own = torch.zeros(len(rows), dtype=torch.bool)
+        if sampling is not None:
+            own = chosen(step, len(rows), share=sampling.share, seed=self.method.seed)
+        index, count = self.accelerator.process_index, self.accelerator.num_processes
+        order = torch.cat([(~own).nonzero()[:, 0], own.nonzero()[:, 0]])[index::count]
+        parts = [
+            _Part(rows[some], batch.ids[some], batch.counted[some])
+            for some in order[~own[order]].split(size)
+            if len(some)
+        ]
+        for some in order[own[order]].split(size):
+            if sampling is None or not len(some):
+                continue
+            given = prompts(
+                batch.counted[some], share=sampling.prompt, answers=self.method.answers_only
+            )
+            with self._precision():
+                ids, written = write(
+                    self.job.student.model,
+                    batch.ids[some],
+                    given,
+                    rows=rows[some].tolist(),
+                    step=step,
+                    seed=self.method.seed,
+                )
+            parts.append(_Part(rows[some], ids, written, sampling.beta))
+        return parts, int((~own).sum())
+
+    def _written(self, counts: Tensor, sums: Tensor) -> dict[str, Any]:
+        """Return what the log says of the text that the student wrote."""
+        if self.method.sampling() is None:
+            return {}
+        each = float(sums[2] / counts[1]) if counts[1] else None
+        return {"written_tokens": int(counts[1]), "written_divergence": each}
+
+    def _over_all(self, sums: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        found: Tensor = self.accelerator.reduce(sums, "sum")
+        return found
 
     def _states(self) -> tuple[str, ...]:
         return tuple(w for w in ("hidden", "attention") if getattr(self.method, w))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.distill.logits import Logits
+from unicomp.compress.distill.on_policy import OnPolicy
 from unicomp.compress.distill.training import checkpoints
 from unicomp.compress.distill.training.student import open_student
 from unicomp.compress.distill.training.teacher import LiveTeacher, Signal
@@ -37,7 +38,8 @@ def windows(vocab: int, count: int = 12, seed: int = 0) -> Windows:
 
 def job(student: Path, teacher: Path, folder: Path, **options: Any) -> Job:
     words = {"batch": 4, "micro_batch": 2, "rate": 5e-3, "max_steps": 10, "measure_every": 5}
-    method = Logits.model_validate(words | {"checkpoint_every": 3} | options)
+    kind = OnPolicy if "sampled" in options else Logits
+    method = kind.model_validate(words | {"checkpoint_every": 3} | options)
     taught = load(teacher)
     vocab = int(taught.config.vocab_size)
     return Job(
@@ -77,8 +79,11 @@ def test_the_loss_falls_and_held_out_text_agrees(models: tuple[Path, Path], tmp_
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
 
 
-def test_parts_of_a_batch_make_the_same_step(models: tuple[Path, Path], tmp_path: Path) -> None:
-    options = {
+@pytest.mark.parametrize("own", [{}, {"sampled": 0.5}])
+def test_parts_of_a_batch_make_the_same_step(
+    models: tuple[Path, Path], tmp_path: Path, own: dict[str, float]
+) -> None:
+    options = own | {
         "beta": 0.3,
         "temperature": 2.0,
         "cross_entropy": 0.2,
@@ -94,11 +99,11 @@ def test_parts_of_a_batch_make_the_same_step(models: tuple[Path, Path], tmp_path
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize(("stop", "options"), [(1, {}), (4, {}), (7, {}), (5, {"sampled": 0.4})])
 def test_interrupted_and_resumed_it_makes_the_same_bits(
-    models: tuple[Path, Path], tmp_path: Path, stop: int
+    models: tuple[Path, Path], tmp_path: Path, stop: int, options: dict[str, Any]
 ) -> None:
-    whole = job(*models, tmp_path / "whole")
+    whole = job(*models, tmp_path / "whole", **options)
     train(whole)
 
     def interrupt(step: Step) -> None:
@@ -106,8 +111,8 @@ def test_interrupted_and_resumed_it_makes_the_same_bits(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(job(*models, tmp_path / "broken"), progress=interrupt)
-    resumed = job(*models, tmp_path / "broken")
+        train(job(*models, tmp_path / "broken", **options), progress=interrupt)
+    resumed = job(*models, tmp_path / "broken", **options)
     outcome = train(resumed)
     assert outcome.steps == 10
     for name, value in weights(whole).items():
@@ -117,8 +122,9 @@ def test_interrupted_and_resumed_it_makes_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", ["", ", sampled=0.5"])
 def test_killed_at_a_random_step_and_started_again_it_makes_the_same_bits(
-    models: tuple[Path, Path], tmp_path: Path
+    models: tuple[Path, Path], tmp_path: Path, options: str
 ) -> None:
     script = (
         "import sys\n"
@@ -127,7 +133,7 @@ def test_killed_at_a_random_step_and_started_again_it_makes_the_same_bits(
         "from test_trainer import job, weights\n"
         "from unicomp.compress.distill.training.trainer import train\n"
         "import torch\n"
-        "made = job(*map(Path, sys.argv[1:4]), max_steps=200, checkpoint_every=7)\n"
+        f"made = job(*map(Path, sys.argv[1:4]), max_steps=200, checkpoint_every=7{options})\n"
         "train(made)\n"
         "torch.save(weights(made), Path(sys.argv[3]) / 'weights.pt')\n"
     )
@@ -153,6 +159,30 @@ def test_killed_at_a_random_step_and_started_again_it_makes_the_same_bits(
     for name, value in one.items():
         assert torch.equal(value, other[name]), (name, wanted)
     assert (tmp_path / "whole" / LOG).read_text() == log.read_text()
+
+
+def test_without_own_text_it_takes_the_steps_of_distillation_on_text(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """And with own text others, which another seed changes."""
+    plain = train(job(*models, tmp_path / "plain", max_steps=4)).losses
+    none = train(job(*models, tmp_path / "none", max_steps=4, sampled=0.0)).losses
+    assert none == plain
+    half = train(job(*models, tmp_path / "half", max_steps=4, sampled=0.5)).losses
+    assert half != plain
+    assert half[0] != train(job(*models, tmp_path / "o", max_steps=1, sampled=0.5, seed=1)).losses
+
+
+def test_the_share_of_own_text_is_what_was_asked_for_and_logged(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """12 windows a step but 0.3 of 4 x 5; 3 of 10 tokens given, as 0.3 says, 7 written."""
+    train(job(*models, tmp_path, max_steps=5, sampled=0.3, prompt=0.3))
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert sum(line["written_tokens"] for line in steps) == 6 * 7
+    for line in steps:
+        assert (line["written_divergence"] is None) == (line["written_tokens"] == 0)
 
 
 class _Broken(LiveTeacher):
