@@ -12,12 +12,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 from unicomp import suggest
 from unicomp.evaluate.scores import Interval, Report, Score
-from unicomp.evaluate.statistics import proportions
+from unicomp.evaluate.statistics import estimates, proportions
 from unicomp.evaluate.statistics.proportions import Pairs
 
 Outcome = Literal["pass", "fail", "inconclusive", "not applied"]
@@ -27,6 +26,7 @@ POLICY: Policy = "inconclusive"
 """What a score that cannot be measured counts as, unless the gate says otherwise."""
 SKIPPED = re.compile(r"efficiency/(energy|co2)\w*")
 """Scores that most machines cannot measure: not applied, unless the gate says otherwise."""
+MANY = 1000  # degrees of freedom at which Student's t is the normal law
 CHECKS = ("min", "max", "max_drop", "max_rise", "retention")
 
 
@@ -219,14 +219,14 @@ def _value_interval(score: Score, confidence: float) -> Interval | None:
     if yes is not None and score.n is not None:
         method = _method(score)
         return method(int(yes), score.n, confidence)
-    return _scaled(score.ci95, score.value or 0.0, confidence)
+    return _scaled(score, score.ci95, score.value or 0.0, confidence)
 
 
 def _delta_interval(score: Score, confidence: float, *, careful: bool = False) -> Interval | None:
     found = _pairs(score)
     if found is not None:
         return proportions.difference(found, confidence, careful=careful)
-    return _scaled(score.delta_ci95, score.delta or 0.0, confidence)
+    return _scaled(score, score.delta_ci95, score.delta or 0.0, confidence)
 
 
 def _retention_interval(score: Score, confidence: float, ratio: float) -> Interval | None:
@@ -239,7 +239,7 @@ def _retention_interval(score: Score, confidence: float, ratio: float) -> Interv
         return proportions.retention(found, confidence=confidence)
     kept = score.detail.get("retention")
     if isinstance(kept, Mapping) and kept.get("ci95") is not None:
-        return _scaled(tuple(kept["ci95"]), ratio, confidence)
+        return _scaled(score, tuple(kept["ci95"]), ratio, confidence)
     apart = _delta_interval(score, confidence)
     baseline = score.baseline or 0.0
     if apart is None or not baseline:
@@ -260,13 +260,19 @@ def _method(score: Score) -> Callable[[int, int, float], Interval]:
     return proportions.wilson if wilson else proportions.clopper_pearson
 
 
-def _scaled(interval: Any, value: float, confidence: float) -> Interval | None:
-    """Return a 95% interval at another confidence, each side as that of a normal law."""
+def _scaled(score: Score, interval: Any, value: float, confidence: float) -> Interval | None:
+    """Return a 95% interval at another confidence, each side as that of Student's t."""
     if interval is None:
         return None
-    factor = proportions.z_value(confidence) / proportions.z_value(0.95)
+    ends = [estimates.t_quantile((1 + own) / 2, _degrees(score)) for own in (confidence, 0.95)]
+    factor = ends[0] / ends[1]
     low, high = interval
     return value - (value - low) * factor, value + (high - value) * factor
+
+
+def _degrees(score: Score) -> int:
+    """Return the degrees of freedom of an interval; of units that nobody counted, many."""
+    return MANY if score.n is None else max(1, score.n - 1)
 
 
 def _detectable(
@@ -284,10 +290,10 @@ def _detectable(
         seen = proportions.detectable_below if check == "min" else proportions.detectable_above
         return seen(n, limit, confidence=confidence, interval=method)
     side = max(interval[1] - value, value - interval[0])
-    reach = side * (1 + NormalDist().inv_cdf(proportions.POWER) / proportions.z_value(confidence))
-    if not math.isfinite(reach):
+    away = side * estimates.reach(_degrees(score), confidence)
+    if not math.isfinite(away):
         return None
-    return limit - reach if check in ("min", "retention") else limit + reach
+    return limit - away if check in ("min", "retention") else limit + away
 
 
 def _without(gate: Gate, name: str) -> Outcome:

@@ -2,12 +2,17 @@
 
 import math
 from functools import partial
+from statistics import NormalDist
 
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.stats import chi, nct
 from torch import Tensor
 
 from unicomp.evaluate.statistics import estimates, reliability
+
+DRAWS = 2000
 
 
 @pytest.mark.parametrize(
@@ -94,18 +99,15 @@ def test_unpaired_clusters_are_refused() -> None:
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     held = dependent = 0
-    for _ in range(600):
+    for _ in range(DRAWS):
         # Tokens of a window move together: the window is the unit, not the token.
         windows = torch.randn(8, 1, generator=generator) + torch.randn(8, 20, generator=generator)
         low, high = estimates.mean(windows.mean(1)).interval() or (0, 0)
         held += low <= 0 <= high
         low, high = estimates.mean(windows.flatten()).interval() or (0, 0)
         dependent += low <= 0 <= high
-    assert 0.92 < held / 600 < 0.98
-    assert dependent / 600 < 0.7  # what goes wrong when every token counts as a sample
-
-
-DRAWS = 2000
+    assert 0.935 <= held / DRAWS <= 0.965
+    assert dependent / DRAWS < 0.7  # what goes wrong when every token counts as a sample
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.1, 100), (0.3, 100), (0.9, 100), (0.5, 60)])
@@ -222,17 +224,49 @@ def test_a_bootstrap_is_the_same_each_time_and_knows_its_limits() -> None:
     assert estimates.bootstrap(lambda weights: weights.sum(1) * math.nan, 5) is None
 
 
-def test_a_ratio_and_what_can_be_seen_of_a_difference() -> None:
+def test_a_ratio_of_two() -> None:
     top, bottom = estimates.mean(2 + torch.rand(60)), estimates.mean(1 + torch.rand(60))
     found = estimates.log_ratio(top, bottom)
     assert math.exp(found.value) == pytest.approx(top.value / bottom.value)
-    alarms, seen = 0, 0
-    for _ in range(DRAWS):
-        estimate = estimates.mean(torch.randn(50))
-        least = estimates.detectable(estimate) or 0.0
-        low, _ = (estimates.mean(torch.randn(50) + least)).interval() or (0, 0)
-        seen += low > 0
-        low, high = estimate.interval() or (0, 0)
-        alarms += not low <= 0 <= high
-    assert seen / DRAWS >= 0.78  # the deviation itself is estimated
-    assert alarms / DRAWS <= 0.065
+
+
+def power(degrees: int, confidence: float, times: float) -> float:
+    """Return how often a true difference of so many half-widths is told from zero, exactly.
+
+    With scipy's noncentral t, of a given deviation of the sample that the half-width is of.
+    """
+    t = estimates.t_quantile((1 + confidence) / 2, degrees)
+
+    def seen(spread: float) -> float:
+        density = chi.pdf(spread, degrees, scale=1 / math.sqrt(degrees))
+        return float(density * nct.sf(t, degrees, times * t * spread))
+
+    room = 12 / math.sqrt(2 * degrees)
+    return float(quad(seen, max(0.0, 1 - room), 1 + room, points=[1.0], limit=200)[0])
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("degrees", [1, 2, 4, 11, 49, 400])
+def test_what_can_be_seen_of_a_difference_has_its_power(degrees: int, confidence: float) -> None:
+    times = estimates.reach(degrees, confidence)
+    assert 0.8 - 1e-6 <= power(degrees, confidence, times) <= 0.8 + 1e-4
+    normal = NormalDist()  # of a known deviation: too little
+    known = 1 + normal.inv_cdf(0.8) / normal.inv_cdf((1 + confidence) / 2)
+    assert power(degrees, confidence, known) < 0.8 - 1e-6
+    more = estimates.reach(degrees, confidence, 0.9)
+    assert power(degrees, confidence, more) == pytest.approx(0.9, abs=1e-4)
+
+
+def test_power_and_alarms_of_a_difference_are_those_of_many_draws() -> None:
+    draws, n = 40_000, 50
+    sample, other = torch.randn(2, draws, n, dtype=torch.float64)
+    half = estimates.t_quantile(0.975, n - 1) / math.sqrt(n)
+    least = half * sample.std(1) * estimates.reach(n - 1)
+    away = half * other.std(1)
+    told = float((other.mean(1) + least > away).double().mean())
+    assert told == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / draws))
+    alarms = float((other.mean(1).abs() > away).double().mean())
+    assert alarms == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / draws))
+    one = estimates.mean(other[0])
+    low, high = one.interval() or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(float(away[0]))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from unicomp.evaluate.statistics import proportions
@@ -144,6 +144,30 @@ def _bools(yes: int, n: int) -> Tensor:
     return torch.arange(n) < yes
 
 
+def seen_drop(n: int, lost: float, gained: float, allowed: float) -> float:
+    """Return how often a paired share is seen to drop by more than is allowed, exactly.
+
+    lost, gained  probabilities that only the baseline and only the model says yes
+
+    Sums over all numbers of gains and of losses; more losses are always seen sooner.
+    """
+    total = 0.0
+    for gains, weight in enumerate(binom.pmf(range(n + 1), n, gained)):
+        if weight < 1e-13:
+            continue
+        room = n - gains
+        least, most = 0, room + 1
+        while least < most:
+            flips = (least + most) // 2
+            pairs = Pairs(0, flips, gains, room - flips)
+            if proportions.difference(pairs, careful=True)[1] < -allowed:
+                most = flips
+            else:
+                least = flips + 1
+        total += weight * float(binom.sf(least - 1, room, lost / (1 - gained)))
+    return total
+
+
 @pytest.mark.parametrize(
     ("n", "gained", "allowed"),
     [(100, 0.0, 0.0), (100, 0.02, 0.0), (240, 0.005, 0.05), (260, 0.01, 0.02), (400, 0.03, 0.0)],
@@ -153,18 +177,19 @@ def test_the_printed_drop_is_seen_and_an_allowed_one_is_not(
 ) -> None:
     drop = proportions.detectable_drop(n, gained, allowed=allowed)
     assert drop is not None
+    assert seen_drop(n, drop + gained, gained, allowed) >= 0.8
+    assert seen_drop(n, allowed + gained, gained, allowed) <= 0.05
+    less = allowed + (drop - allowed) / 3
+    assert seen_drop(n, less + gained, gained, allowed) < 0.8  # a smaller one is not
 
-    def alarms(true: float) -> float:
-        base = max(0.95, true + gained)
-        cells = (base - true - gained, true + gained, gained, max(0.0, 1 - base - gained))
-        seen = [
-            proportions.difference(found, careful=True)[1] < -allowed for found in drawn(cells, n)
-        ]
-        return sum(seen) / DRAWS
 
-    assert alarms(drop) >= 0.8
-    assert alarms(allowed) <= 0.05
-    assert alarms(allowed + (drop - allowed) / 3) < 0.8  # a smaller one is not
+def test_exact_sums_are_those_of_many_draws() -> None:
+    n, lost, gained = 240, 0.07, 0.005
+    cells = (0.93 - lost - gained, lost, gained, 0.07)
+    seen = [proportions.difference(found, careful=True)[1] < -0.02 for found in drawn(cells, n)]
+    share = seen_drop(n, lost, gained, 0.02)
+    assert sum(seen) / DRAWS == pytest.approx(share, abs=4 * math.sqrt(0.25 / DRAWS))
+    assert 0.2 < share < 0.98
 
 
 def test_small_samples_show_no_drop() -> None:
@@ -178,13 +203,11 @@ def test_a_share_below_a_limit_is_seen(n: int, limit: float) -> None:
     share = proportions.detectable_below(n, limit)
     assert share is not None
 
-    def alarms(p: float) -> float:
-        counts = (torch.rand(DRAWS, n) < p).sum(1).tolist()
-        ends = {count: proportions.clopper_pearson(count, n)[1] for count in set(counts)}
-        return sum(ends[count] < limit for count in counts) / DRAWS
-
-    assert alarms(share) >= 0.8 - 2 * math.sqrt(0.16 / DRAWS)  # exact, so within the simulation
-    assert alarms(limit) <= 0.05
+    counts = reversed(range(n))
+    most = next(count for count in counts if proportions.clopper_pearson(count, n)[1] < limit)
+    assert binom.cdf(most, n, share) >= 0.8 - 1e-9  # exact but for the last digits
+    assert binom.cdf(most, n, share + 1e-3) < 0.8
+    assert binom.cdf(most, n, limit) <= 0.05
     assert proportions.detectable_above(n, 1 - limit) == pytest.approx(1 - share)
 
 
