@@ -8,15 +8,13 @@ files have underscores. Another package adds a method by an entry point of the g
 Listing imports no method, so the command line can complete words without torch.
 """
 
-import importlib
-import pkgutil
 import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unicomp import suggest
+from unicomp import entries, suggest
 from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ FOLDER = Path(__file__).parent
 def verbs() -> list[str]:
     """Return every verb that has a method, sorted."""
     folders = (path for path in FOLDER.iterdir() if path.is_dir() and path.name.isidentifier())
-    own = {_word(folder.name) for folder in folders if _files(folder)}
+    own = {entries.word(folder.name) for folder in folders if _files(folder)}
     return sorted(own | {verb for verb, _ in _entries(tuple(sys.path))})
 
 
@@ -58,27 +56,25 @@ def find(verb: str, method: str) -> "type[Method]":
             f"`{verb}: {method}` is defined by {suggest.listed(owners)}",
             hint="uninstall all but one of them",
         )
-    return _defined(own) if own is not None else _loaded(verb, method, others[0])
+    if own is None:
+        return _loaded(verb, method, others[0])
+    from unicomp.compress.method import Method
 
-
-def _word(file: str) -> str:
-    return file.replace("_", "-")
+    return entries.only(own, Method)
 
 
 def _files(folder: Path) -> list[str]:
-    return [
-        module.name
-        for module in pkgutil.iter_modules([str(folder)])
-        if not module.ispkg and not module.name.startswith("_")
-    ]
+    return entries.files([str(folder)])
 
 
 def _own(verb: str) -> dict[str, str]:
     """Return method -> module name of the methods in our own folder."""
     folder = verb.replace("-", "_")
-    if not folder.isidentifier() or _word(folder) != verb or not (FOLDER / folder).is_dir():
+    if not folder.isidentifier() or entries.word(folder) != verb or not (FOLDER / folder).is_dir():
         return {}
-    return {_word(file): f"unicomp.compress.{folder}.{file}" for file in _files(FOLDER / folder)}
+    return {
+        entries.word(file): f"unicomp.compress.{folder}.{file}" for file in _files(FOLDER / folder)
+    }
 
 
 @lru_cache(maxsize=8)
@@ -99,24 +95,6 @@ def _entries(path: tuple[str, ...]) -> dict[tuple[str, str], tuple[EntryPoint, .
 
 def _owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.value
-
-
-def _defined(name: str) -> "type[Method]":
-    """Return the one public method class that a module of ours defines."""
-    from unicomp.compress.method import Method
-
-    module = importlib.import_module(name)
-    classes = [
-        value
-        for word, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, Method)
-        and value.__module__ == name
-        and not word.startswith("_")
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{name} must define one public Method class, found {len(classes)}")
-    return classes[0]
 
 
 def _loaded(verb: str, method: str, entry: EntryPoint) -> "type[Method]":

@@ -7,9 +7,6 @@ in a way that is named; or the format is refused for it, with the reason. `table
 for every kind of codes that quantizers make.
 """
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from unicomp import suggest
+from unicomp import entries, suggest
 from unicomp.errors import UnsupportedError
 from unicomp.kernels import exports as folder
 from unicomp.kernels.packed import PackedTensor, Scheme
@@ -115,22 +112,15 @@ def words(scheme: Scheme) -> str:
 
 def exports() -> list[str]:
     """Return the names of all formats to export to, sorted."""
-    return sorted(entry.name.replace("_", "-") for entry in pkgutil.iter_modules(folder.__path__))
+    return [entries.word(file) for file in entries.files(folder.__path__)]
 
 
 def find(name: str) -> Export:
     """Return the format of that name; UnsupportedError with near names if there is none."""
     if name not in exports():
         raise UnsupportedError(f"unknown format `{name}`", hint=suggest.hint(name, exports()))
-    module = importlib.import_module(f"unicomp.kernels.exports.{name.replace('-', '_')}")
-    classes = [
-        item
-        for _, item in inspect.getmembers(module, inspect.isclass)
-        if issubclass(item, Export) and item.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{module.__name__} must define one Export, found {len(classes)}")
-    found: Export = classes[0]()
+    module = f"unicomp.kernels.exports.{name.replace('-', '_')}"
+    found: Export = entries.only(module, Export)()  # type: ignore[type-abstract]  # subclasses are not
     return found
 
 

@@ -5,9 +5,6 @@ exactly one subclass of `Format`. Words have hyphens on the command line and und
 A format is a frozen value; every method is a pure function of it and its arguments.
 """
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from unicomp import suggest
+from unicomp import entries, suggest
 from unicomp.errors import UnsupportedError
 from unicomp.kernels import formats as folder
 from unicomp.kernels.packed import PackedTensor, Scheme
@@ -128,20 +125,13 @@ class Format(ABC):
 
 def formats() -> list[str]:
     """Return the names of all formats, sorted."""
-    return sorted(entry.name.replace("_", "-") for entry in pkgutil.iter_modules(folder.__path__))
+    return [entries.word(file) for file in entries.files(folder.__path__)]
 
 
 def find(name: str) -> Format:
     """Return the format of that name; UnsupportedError with near names if there is none."""
     if name not in formats():
         raise UnsupportedError(f"unknown format `{name}`", hint=suggest.hint(name, formats()))
-    module = importlib.import_module(f"unicomp.kernels.formats.{name.replace('-', '_')}")
-    classes = [
-        item
-        for _, item in inspect.getmembers(module, inspect.isclass)
-        if issubclass(item, Format) and item.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{module.__name__} must define one Format, found {len(classes)}")
-    found: Format = classes[0]()
+    module = f"unicomp.kernels.formats.{name.replace('-', '_')}"
+    found: Format = entries.only(module, Format)()  # type: ignore[type-abstract]  # subclasses are not
     return found
