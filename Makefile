@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 # as soon as two processes share a core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: help setup demo test test-slow test-all test-exhaustive sanitize lint format clean
+.PHONY: help setup demo test test-slow test-all test-exhaustive sanitize docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-all  those and the slow ones (test-slow: only the slow ones)"
 	@echo "make test-exhaustive  every document of every benchmark beside lm-eval: hours"
 	@echo "make sanitize  the kernels' tests under address and undefined-behaviour sanitizers"
+	@echo "make docs      the documentation as a site, in out/site; opens without a network"
 	@echo "make lint      ruff and mypy, changing nothing"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make setup     only the virtual environment, in $(VENV)"
@@ -63,6 +64,9 @@ sanitize: $(STAMP)
 		--build-base build/sanitize --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 LD_PRELOAD="$(PRELOAD)" \
 		PYTHONPATH=$(CURDIR)/build/sanitize/lib $(BIN)/python -m pytest -q $(SANITIZED)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check
