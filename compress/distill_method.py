@@ -1,11 +1,14 @@
 """What every method of distillation has: a teacher, a text, losses, and how it is trained."""
 
+import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from unicomp.compress.method import Method
+from unicomp.errors import UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,12 @@ class DistillMethod(Method):
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="decay of matrices, AdamW's")
     clip: float = Field(1.0, gt=0, description="longest gradient; longer ones are shortened to it")
+    lora_rank: int | None = Field(
+        None,
+        description="train adapters of this rank beside each linear, and nothing else; they are "
+        "added to the weights at the end",
+    )
+    lora_alpha: int = Field(16, ge=1, description="adapters count this much, divided by their rank")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of activations; weights are trained in float32"
     )
@@ -133,6 +142,7 @@ class DistillMethod(Method):
             "max_steps": self.max_steps,
             "max_tokens": self.max_tokens,
             "seq_len": self.seq_len,
+            "lora_rank": self.lora_rank,
         }
         for name, value in bounds.items():
             if value is not None and value < 1:
@@ -150,3 +160,20 @@ class DistillMethod(Method):
     def sampling(self) -> Sampling | None:
         """Return how text of the student's own is trained on; None: none is."""
         return None
+
+
+def check_adapters(packed: Iterable[str]) -> None:
+    """Refuse `lora_rank` where peft is missing, and for a student with packed modules.
+
+    Raises UnsupportedError.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UnsupportedError(
+            "`lora_rank` needs the package `peft`", hint="`pip install 'unicomp[lora]'`"
+        )
+    for module in packed:
+        raise UnsupportedError(
+            f"`{module}` is packed: what `lora_rank` trains cannot be added to codes",
+            hint="distil the plain model with `lora_rank`, then quantize it; or leave the option "
+            "out",
+        )

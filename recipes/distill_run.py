@@ -21,6 +21,7 @@ from torch import Tensor
 from unicomp import builtin, machine, manifest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.distill.losses.safety import safety_tokens
+from unicomp.compress.distill.training.adapters import attach
 from unicomp.compress.distill.training.figures import WARN_GAP, Figures, Temperature
 from unicomp.compress.distill.training.gradient_filter import gradient_norms, usual
 from unicomp.compress.distill.training.measure import measure, temperature
@@ -232,6 +233,8 @@ def _carry_out(work: _Work) -> Manifest:
         scales=method.scales,
         teacher=original if method.shadow == "teacher" else None,
     )
+    if method.lora_rank is not None:
+        student = attach(student, rank=method.lora_rank, alpha=method.lora_alpha, seed=method.seed)
     tokens = safety_tokens(text.tokenizer(plan.source.folder)) if method.safety else None
     job = Job(method, student, teacher, width, data.training, data.held_out, journal.folder, tokens)
     if method.filter_gradients:

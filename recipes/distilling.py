@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unicomp.checkpoint import Checkpoint
-from unicomp.compress.distill_method import DistillMethod
+from unicomp.compress.distill_method import DistillMethod, check_adapters
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels.dense import DenseSource, open_dense
@@ -23,7 +23,7 @@ from unicomp.recipes.forecast import IMPORTS, LIVE_ACTIVATIONS, hidden_size, mea
 from unicomp.recipes.schema import SEQ_LEN, Recipe, Stage
 from unicomp.writer import Meta
 
-TRAINED = 16  # bytes a parameter in training: float32, its gradient, and two moments
+HELD, TRAINED = 4, 16  # bytes of a parameter in float32; with its gradient and two moments
 LOGITS = 6  # float32 copies of a micro batch's logits, student's and teacher's together
 FORWARD, BACKWARD = 2, 4  # operations a parameter and token
 BEFORE_STEPS = 3  # checkpoints, of 12 bytes a parameter: two, and one that is being written
@@ -98,7 +98,7 @@ class DistillPlan:
     @property
     def disk_bytes(self) -> int:
         """Most that the run takes on disk."""
-        return self.bytes_out + BEFORE_STEPS * 12 * self.params
+        return self.bytes_out + BEFORE_STEPS * 12 * trained(self.method, self.dense)
 
     @property
     def batch(self) -> int:
@@ -180,6 +180,8 @@ def plan_distill(
     teacher = original if method.teacher is None else resolve(method.teacher)
     other = open_dense(Checkpoint.open(teacher.folder))
     check_vocabulary(dense.config, other.config, source.id, teacher.id)
+    if method.lora_rank is not None:
+        check_adapters([name.removesuffix(".weight") for name in dense.readers])
     context = context_length(dense.config)
     seq_len = method.seq_len or (SEQ_LEN if context is None else min(SEQ_LEN, context))
     if context is not None and seq_len > context:
@@ -233,6 +235,14 @@ def check_vocabulary(
         )
 
 
+def trained(method: DistillMethod, dense: DenseSource) -> int:
+    """Return how many parameters have a gradient."""
+    shapes = [meta.shape for meta in dense.tensors.values()]
+    if method.lora_rank is None:
+        return sum(math.prod(shape) for shape in shapes)
+    return sum(method.lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
+
+
 def _memory(
     method: DistillMethod, dense: DenseSource, params: int, taught: int, seq_len: int
 ) -> dict[str, int]:
@@ -249,7 +259,7 @@ def _memory(
         live = max(live, 2 * 4 * tokens * layers * hidden_size(dense.config))
     return {
         "imports": IMPORTS,
-        "student": TRAINED * params,
+        "student": HELD * params + (TRAINED - HELD) * trained(method, dense),
         "teacher": 0 if method.cache_teacher else 4 * taught,
         "activations": live,
         "logits": LOGITS * 4 * tokens * vocab,

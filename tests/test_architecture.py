@@ -38,6 +38,7 @@ GATES = {
     "rich": r"cli/show\.py",
     "huggingface_hub": r"src/unicomp/hub\.py",
     "triton": r"kernels/\w+_triton\.py",
+    "peft": r"compress/distill/training/adapters\.py",
     "accelerate": r"compress/(calibrate|distill/training/\w+)\.py",
 }
 

@@ -45,6 +45,7 @@ class Student:
     places   name of a plain weight -> path of its module or parameter in the model
     packed   module on disk -> path in the model, of those that are packed
     layout   the format that packs them; None: nothing is packed
+    adapters the model with low-rank adapters, where only these are trained
     """
 
     model: PreTrainedModel
@@ -52,6 +53,7 @@ class Student:
     places: dict[str, str]
     packed: dict[str, str]
     layout: Format | None
+    adapters: Any | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -64,7 +66,9 @@ class Student:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Round every plain parameter to the dtype that it is stored in."""
+        """Add adapters to their weights, and round plain parameters to the dtype they have."""
+        if self.adapters is not None:
+            self.adapters.merge_and_unload()
         parameters = _parameters(self.model)
         done = set(self.packed)
         for name, path in self.places.items():

@@ -133,7 +133,7 @@ def test_killed_at_a_random_step_and_started_again_it_makes_the_same_bits(
         "from test_trainer import job, weights\n"
         "from unicomp.compress.distill.training.trainer import train\n"
         "import torch\n"
-        f"made = job(*map(Path, sys.argv[1:4]), max_steps=200, checkpoint_every=7{options})\n"
+        f"made = job(*map(Path, sys.argv[1:4]), max_steps=100, checkpoint_every=7{options})\n"
         "train(made)\n"
         "torch.save(weights(made), Path(sys.argv[3]) / 'weights.pt')\n"
     )
@@ -143,7 +143,7 @@ def test_killed_at_a_random_step_and_started_again_it_makes_the_same_bits(
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     broken = tmp_path / "broken"
-    wanted = random.Random(os.getpid()).randrange(5, 150)
+    wanted = random.Random(os.getpid()).randrange(5, 75)
     process = subprocess.Popen(command(broken), stderr=subprocess.PIPE)
     log = broken / LOG
     while process.poll() is None:
