@@ -459,10 +459,37 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
     }
 
 
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Return how many times our time others take, and ours among each other; where measured."""
+
+    def over(top: str, ours: str, case: str) -> float | None:
+        try:
+            pair = [result["contenders"][name]["ms"][f"{case} cold"] for name in (top, ours)]
+        except KeyError:
+            return None
+        return round(pair[0]["median"] / pair[1]["median"], 3)
+
+    asked = [
+        *((peer, "ours int4", "M=1") for peer in BITS if not peer.startswith("ours")),
+        ("ours int4", "ours ternary 2.0", "M=1"),
+        ("ours ternary 2.0", "ours ternary 1.6", "M=1"),
+        *((peer, "ours int4 avx2", "M=1") for peer in ("torch bfloat16", "torch float32")),
+        ("openvino", "ours int4", "M=4"),
+        *(
+            (peer, "ours int4", f"M={tokens}")
+            for tokens in TOKENS
+            if tokens >= 16
+            for peer in ("torch dynamic int8", "torch bfloat16")
+        ),
+    ]
+    found = {f"{case}: {top} / {ours}": over(top, ours, case) for top, ours, case in asked}
+    return {what: ratio for what, ratio in found.items() if ratio is not None}
+
+
 def main() -> None:
     """Measure and store everything asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "14336x4096", "4096x14336"])
+    parser.add_argument("--shapes", nargs="*", default=["4096x4096", "14336x4096", "4096x14336"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--contenders", nargs="+", choices=BITS, default=list(BITS))
@@ -486,6 +513,7 @@ def main() -> None:
                 share = f"{one['of_ceiling']:.0%}" if "of_ceiling" in one else ""
                 print(f"{shape} {threads} {name}: {share} {row}", file=sys.stderr)
             store(options.out, list(results.values()))
+    store(options.out, list(results.values()))
 
 
 def store(out: Path, results: list[dict[str, Any]]) -> None:
@@ -496,7 +524,7 @@ def store(out: Path, results: list[dict[str, Any]]) -> None:
         "schema": "unicomp.benchmark/1",
         "benchmark": "cpu_kernels",
         "group_size": GROUP,
-        "results": results,
+        "results": [one | {"ratios": ratios(one)} for one in results],
         "machine": machine.describe(),
         "versions": machine.versions(),
     }
