@@ -10,6 +10,10 @@ holds that).
 import json
 import os
 import random
+import shutil
+import signal
+import subprocess
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -301,3 +305,38 @@ def _with_outliers(noise: Tensor, draw: torch.Generator, *, rows: bool) -> Tenso
     weight = 0.2 * noise
     weight.index_copy_(axis, loud, 3 * weight.index_select(axis, loud))
     return weight
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[[list[str], Path, int], None]:
+    """Return the function that kills a command, by `kill -9`, so many times at random moments.
+
+    The command lacks the folder, which is its last word; afterwards it may go on to its end. Where
+    a process was done before its moment came, the next begins anew.
+    """
+
+    def run(command: list[str], out: Path, times: int) -> None:
+        whole = subprocess.run(
+            [*command, str(out)], check=True, stderr=subprocess.PIPE, text=True
+        ).stderr
+        shutil.rmtree(out)
+        draw, lines, kills = random.Random(0), len(whole.splitlines()), 0
+        for _ in range(4 * times):
+            process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
+            moment = draw.randrange(1, lines)
+            with process:
+                assert process.stderr is not None
+                for number, _line in enumerate(process.stderr, start=1):
+                    if number == moment:
+                        time.sleep(draw.random() / 20)
+                        process.send_signal(signal.SIGKILL)
+            if process.returncode == -signal.SIGKILL and not out.exists():
+                kills += 1
+            elif out.exists():
+                shutil.rmtree(out)
+            if kills == times:
+                break
+        assert kills == times
+        subprocess.run([*command, str(out)], check=True)
+
+    return run

@@ -1,12 +1,9 @@
 """`unicomp delta` killed, without room, in the way of another folder: by the command itself."""
 
 import json
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,28 +27,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_kill_nine_at_five_moments(tmp_path: Path) -> None:
+def test_kill_nine_at_five_moments(
+    killed: Callable[[list[str], Path, int], None], tmp_path: Path
+) -> None:
     """Killed again and again, then let finish: the bytes of a run that nothing interrupted."""
     subprocess.run([*COMPRESS, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
-    out, draw, killed = tmp_path / "out", random.Random(0), 0
-    for _ in range(15):
-        words = [*COMPRESS, "--out", str(out)]
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        steps = draw.randrange(1, 60)
-        with process:
-            assert process.stderr is not None
-            for number, _line in enumerate(process.stderr, start=1):
-                if number == steps:
-                    time.sleep(draw.random() / 50)
-                    process.send_signal(signal.SIGKILL)
-        if process.returncode == -signal.SIGKILL and not out.exists():
-            killed += 1
-        elif out.exists():
-            shutil.rmtree(out)  # it was done before the moment came: begin again
-        if killed == 5:
-            break
-    assert killed == 5
-    subprocess.run([*COMPRESS, "--out", str(out)], check=True, capture_output=True)
+    out = tmp_path / "out"
+    killed([*COMPRESS, "--out"], out, 5)
     assert facts(out) == facts(tmp_path / "whole")
     one, other = snapshot(out), snapshot(tmp_path / "whole")
     assert {key: own for key, own in one.items() if key != "unicomp.json"} == {

@@ -1,12 +1,7 @@
-"""What tests of runs share: equal folders, interruptions, kills; and another author's package."""
+"""What tests of runs share: equal folders, interruptions; and another author's package."""
 
 import hashlib
-import random
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,41 +67,6 @@ def stopped() -> Callable[[Callable[[Path, Show], object], Path], int]:
         return stops
 
     return repeat
-
-
-@pytest.fixture(scope="session")
-def killed() -> Callable[[list[str], Path, int], None]:
-    """Return the function that kills a command, by `kill -9`, so many times at random moments.
-
-    The command lacks the folder, which is its last word; afterwards it may go on to its end. Where
-    a process was done before its moment came, the next begins anew.
-    """
-
-    def run(command: list[str], out: Path, times: int) -> None:
-        whole = subprocess.run(
-            [*command, str(out)], check=True, stderr=subprocess.PIPE, text=True
-        ).stderr
-        shutil.rmtree(out)
-        draw, lines, kills = random.Random(0), len(whole.splitlines()), 0
-        for _ in range(4 * times):
-            process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
-            moment = draw.randrange(1, lines)
-            with process:
-                assert process.stderr is not None
-                for number, _line in enumerate(process.stderr, start=1):
-                    if number == moment:
-                        time.sleep(draw.random() / 20)
-                        process.send_signal(signal.SIGKILL)
-            if process.returncode == -signal.SIGKILL and not out.exists():
-                kills += 1
-            elif out.exists():
-                shutil.rmtree(out)
-            if kills == times:
-                break
-        assert kills == times
-        subprocess.run([*command, str(out)], check=True)
-
-    return run
 
 
 @pytest.fixture
