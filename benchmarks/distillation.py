@@ -26,7 +26,8 @@ from unicomp.kernels import packed_model
 from unicomp.kernels.inventory import take
 from unicomp.kernels.load import load
 from unicomp.recipes.load import load as read_recipe
-from unicomp.recipes.pipeline import plan, run
+from unicomp.recipes.pipeline import plan
+from unicomp.recipes.pipeline_run import run
 from unicomp.recipes.run import Progress
 
 RESULTS = Path(__file__).resolve().parent / "results/distillation.json"

@@ -40,13 +40,17 @@ def plan(
 
 def show_plan(found: "Plan | Pipeline", json: bool) -> None:
     """Write a plan to stdout; of several passes one after the other."""
-    if json:
-        show.json(found.to_json())
-        return
     from unicomp.recipes.cutting import CutPlan
     from unicomp.recipes.distilling import DistillPlan
     from unicomp.recipes.plan import Plan
+    from unicomp.recipes.planned import figures
 
+    if json and isinstance(found, Plan):
+        show.json(figures(found), {"tensors": found.rows()})
+        return
+    if json:
+        show.json(found.to_json())
+        return
     if isinstance(found, Plan):
         _show_pass(found)
         return

@@ -89,7 +89,7 @@ def carry_out(
 
     Raises typer.Exit with 130 if the user interrupts it.
     """
-    from unicomp.recipes.pipeline import run as start
+    from unicomp.recipes.pipeline_run import run as start
 
     try:
         with show.progress() as progress:

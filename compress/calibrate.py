@@ -27,10 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unicomp import machine
 from unicomp.checkpoint import check_finite
@@ -39,7 +36,6 @@ from unicomp.compress.method import Need, Stats
 from unicomp.compress.moments import Moments, Norms
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
-from unicomp.kernels import attention
 from unicomp.models import Layer, Linear, Model, Part
 
 Put = Callable[[Tensor], None]
@@ -148,6 +144,13 @@ class Decoder:
         scratch: Path | None,
         half: bool = False,
     ) -> None:
+        # Here, not above: plans import this file for its types, and are to be quick and small.
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        from unicomp.kernels import attention
+
         self.model = model
         self.weights = weights
         self.batch = batch

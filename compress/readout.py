@@ -8,8 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from unicomp.compress.calibrate import Weights
 from unicomp.models import Model
@@ -25,6 +23,10 @@ class Readout:
 
     def __init__(self, model: Model, config: Mapping[str, Any], weights: Weights) -> None:
         """Load the norm; the head stays on disk."""
+        # Here, not above: plans import this file for its sizes, and are to be quick and small.
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
         settings = CONFIG_MAPPING[model.type].from_dict(dict(config))
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)

@@ -1,21 +1,24 @@
 """`unicomp.plan` and `unicomp.run`: a recipe of any kind, a delta's included.
 
 A delta is no checkpoint, so its plan and its manifest are types of their own: what only handles
-models calls `recipes/pipeline.py`, and need not tell them apart.
+models calls `recipes/pipeline.py` and `pipeline_run.py`, and need not tell them apart. What carries
+out is imported when something is carried out.
 """
 
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from unicomp.compress.method import DeltaMethod
 from unicomp.kernels.delta_folder import DeltaManifest
 from unicomp.manifest import Manifest
-from unicomp.recipes import delta_run, pipeline
+from unicomp.recipes import pipeline
 from unicomp.recipes.delta import DeltaPlan, plan_recipe
 from unicomp.recipes.pipeline import Pipeline
 from unicomp.recipes.plan import Plan
-from unicomp.recipes.run import Show
 from unicomp.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from unicomp.recipes.run import Show
 
 
 def plan(
@@ -41,7 +44,7 @@ def run(
     *,
     overwrite: bool = ...,
     resume: bool = ...,
-    progress: Show = ...,
+    progress: "Show" = ...,
 ) -> Manifest: ...
 
 
@@ -52,7 +55,7 @@ def run(
     *,
     overwrite: bool = ...,
     resume: bool = ...,
-    progress: Show = ...,
+    progress: "Show" = ...,
 ) -> DeltaManifest: ...
 
 
@@ -62,12 +65,14 @@ def run(
     *,
     overwrite: bool = False,
     resume: bool = True,
-    progress: Show = lambda _: None,
+    progress: "Show" = lambda _: None,
 ) -> Manifest | DeltaManifest:
     """Carry out a plan; the output stands under its name only when whole.
 
-    As `recipes.pipeline.run`, or `recipes.delta_run.compress` where the plan is a delta's.
+    As `recipes.pipeline_run.run`, or `recipes.delta_run.compress` where the plan is a delta's.
     """
+    from unicomp.recipes import delta_run, pipeline_run
+
     if isinstance(plan, DeltaPlan):
         return delta_run.compress(plan, out, overwrite=overwrite, resume=resume, progress=progress)
-    return pipeline.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    return pipeline_run.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -58,6 +58,21 @@ class Fate:
     bytes_out: int
     sparsity: Sparsity | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "shape": list(self.shape),
+            "bits": self.scheme.bits if self.scheme else None,
+            "group_size": self.scheme.group_size if self.scheme else None,
+            "symmetric": self.scheme.symmetric if self.scheme else None,
+            "sparsity": str(self.sparsity) if self.sparsity else None,
+            "why": self.why,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -156,7 +171,7 @@ class Plan:
     @property
     def sha256(self) -> str:
         """Hash of what will be done: the recipe and every tensor's fate."""
-        content = {"recipe": self.recipe.to_dict(), "fates": self.to_json()["tensors"]}
+        content = {"recipe": self.recipe.to_dict(), "fates": list(self.rows())}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def layout(self) -> list[Meta]:
@@ -217,24 +232,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
-        return {
-            **figures(self),
-            "tensors": [
-                {
-                    "name": fate.name,
-                    "role": fate.role,
-                    "shape": list(fate.shape),
-                    "bits": fate.scheme.bits if fate.scheme else None,
-                    "group_size": fate.scheme.group_size if fate.scheme else None,
-                    "symmetric": fate.scheme.symmetric if fate.scheme else None,
-                    "sparsity": str(fate.sparsity) if fate.sparsity else None,
-                    "why": fate.why,
-                    "bytes_in": fate.bytes_in,
-                    "bytes_out": fate.bytes_out,
-                }
-                for fate in self.fates.values()
-            ],
-        }
+        return {**figures(self), "tensors": list(self.rows())}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield what becomes of each tensor, as plain JSON values."""
+        return (fate.to_json() for fate in self.fates.values())
 
 
 def plan(
@@ -301,8 +303,9 @@ def plan_source(
     made = _fates(dense, description, settled, pruner)
     fates = {fate.name: fate for fate in made}
     schemes = {name: fate.scheme for name, fate in fates.items() if fate.scheme is not None}
-    targets = {name for name, fate in fates.items() if fate.scheme or fate.sparsity}
-    if not targets or (pruner and not any(fate.sparsity for fate in fates.values())):
+    sparse = {name for name, fate in fates.items() if fate.sparsity}
+    targets = schemes.keys() | sparse if sparse else schemes.keys()
+    if not targets or (pruner and not sparse):
         raise _nothing(pruner or method, fates)
     scored, held_out = what_is_scored(recipe, source)
     # GPT-2's Conv1D has no product in bfloat16 of its own here.
@@ -455,14 +458,14 @@ def _fates(
     prefix = model.architecture.layers + "."
     outside = [name for name in model.names if not model.names[name].startswith(prefix)]
     early = [name for name in outside if model.roles[name] == "embedding"]
-    by_layer = {layer.index: layer for layer in model.layers}
+    dtype = _dtype(dense, model)
     for name in early:
         yield _kept(dense, model, name)
-    for layer in by_layer.values():
+    for layer in model.layers:
         for part in layer.others.values():
             yield _kept(dense, model, part.tensor)
         for linear in layer.linears():
-            yield _linear(dense, model, linear, settled, pruner)
+            yield _linear(dense, linear, settled, pruner, dtype)
     for name in outside:
         if name not in early:
             yield _kept(dense, model, name)
@@ -488,11 +491,17 @@ def _kept(dense: DenseSource, model: Model, name: str) -> Fate:
 
 
 def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
+    known: dict[Scheme | None, Scheme | None] = {}  # one object for all that are alike
+
+    def scheme(module: str) -> Scheme | None:
+        found = method.scheme(module)
+        return known.setdefault(found, found)
+
     return [
         Wish(
             linear.module,
             linear.shape,
-            method.scheme(linear.module),
+            scheme(linear.module),
             transposed=linear.transposed,
             expert=linear.expert is not None,
         )
@@ -501,7 +510,7 @@ def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
 
 
 def _linear(
-    dense: DenseSource, model: Model, linear: Linear, settled: Settled, pruner: PruneMethod | None
+    dense: DenseSource, linear: Linear, settled: Settled, pruner: PruneMethod | None, dtype: str
 ) -> Fate:
     stored = dense.tensors[linear.part.tensor]
     if not DTYPES[stored.dtype].is_floating_point:
@@ -523,7 +532,7 @@ def _linear(
     if scheme is None:
         why = None if sparsity is not None else why or IGNORED
         return Fate(linear.module, "linear", linear.shape, None, why, size, size, sparsity)
-    metas = settled.format.layout(linear.module, linear.shape, scheme, _dtype(dense, model))
+    metas = settled.format.layout(linear.module, linear.shape, scheme, dtype)
     out = sum(meta.nbytes for meta in metas)
     return Fate(linear.module, "linear", linear.shape, scheme, why, size, out, sparsity)
 

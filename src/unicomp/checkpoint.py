@@ -278,8 +278,9 @@ def read_header(path: Path) -> list[TensorInfo]:
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     infos = [
-        _info(path, name, entry, 8 + length)
+        _info(path, name, entry, 8 + length, shapes)
         for name, entry in header.items()
         if name != "__metadata__"
     ]
@@ -287,41 +288,57 @@ def read_header(path: Path) -> list[TensorInfo]:
     return infos
 
 
-def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
-    """Check one header entry by itself; `start` is where the data begins in the file."""
-    where = f"`{path}`: `{quote(name)}`"
+def _info(
+    path: Path, name: str, entry: Any, start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorInfo:
+    """Check one header entry by itself.
+
+    start   where the data begins in the file
+    shapes  those seen so far: a model of many experts has ten thousands of tensors in three shapes
+    """
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{where} has no dtype, shape and offsets", hint=DAMAGED)
+        raise _wrong(path, name, "has no dtype, shape and offsets")
     dtype: Any = entry.get("dtype")
     shape: Any = entry.get("shape")
     span: Any = entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(
-            f"{where} has unknown dtype `{quote(str(dtype))}`",
+        raise _wrong(
+            path,
+            name,
+            f"has unknown dtype `{quote(str(dtype))}`",
             hint=f"known are {', '.join(DTYPE_BITS)}",
         )
     if not _naturals(shape) or len(shape) > RANK_LIMIT:
-        raise CheckpointError(
-            f"{where} has no valid shape: {quote(str(shape))}",
+        raise _wrong(
+            path,
+            name,
+            f"has no valid shape: {quote(str(shape))}",
             hint=f"a shape is a list of at most {RANK_LIMIT} non-negative integers",
         )
     if not _naturals(span) or len(span) != 2 or span[0] > span[1]:
-        raise CheckpointError(f"{where} has no valid offsets: {quote(str(span))}", hint=DAMAGED)
+        raise _wrong(path, name, f"has no valid offsets: {quote(str(span))}")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if math.prod(size for size in shape if size) >= 1 << 63:
-        raise CheckpointError(f"{where} is too large: shape {quote(str(shape))}", hint=DAMAGED)
+        raise _wrong(path, name, f"is too large: shape {quote(str(shape))}")
     if bits % 8 or (dtype == "F4" and (not shape or shape[-1] % 2)):
-        raise CheckpointError(
-            f"{where}: {dtype} of shape {shape} does not end on a whole byte", hint=DAMAGED
-        )
+        raise _wrong(path, name, f"of {dtype} and shape {shape} does not end on a whole byte")
     nbytes = span[1] - span[0]
     if bits != nbytes * 8:
-        raise CheckpointError(
-            f"{where}: {dtype} of shape {shape} takes {bits // 8} bytes, but its offsets "
-            f"{span} hold {nbytes}",
-            hint=DAMAGED,
+        raise _wrong(
+            path,
+            name,
+            f"of {dtype} and shape {shape} takes {bits // 8} bytes, but its offsets {span} "
+            f"hold {nbytes}",
         )
-    return TensorInfo(name, dtype, tuple(shape), path.name, start + span[0], nbytes)
+    whole = tuple(shape)
+    shared = shapes.setdefault(whole, whole)
+    # `intern`: of a dtype too there is one, not one a tensor.
+    return TensorInfo(name, sys.intern(dtype), shared, path.name, start + span[0], nbytes)
+
+
+def _wrong(path: Path, name: str, what: str, *, hint: str = DAMAGED) -> CheckpointError:
+    """Return what is wrong with one entry of a header."""
+    return CheckpointError(f"`{path}`: `{quote(name)}` {what}", hint=hint)
 
 
 def _naturals(value: Any) -> bool:

@@ -11,9 +11,10 @@ tensor per expert; unicomp speaks of one 2-D linear per expert, whatever the fil
 """
 
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from unicomp.errors import CheckpointError, UnsupportedError
 
@@ -214,11 +215,14 @@ class _Names:
     prefix: str
     places: dict[str, list[str]] = field(default_factory=dict)
     """number of a layer -> its tensors' names: a look through all of them for each is quadratic"""
+    own: dict[str, str] = field(default_factory=dict)
+    """name -> the same, the very string of `tensors`, of which there need not be two"""
 
     def __post_init__(self) -> None:
         inner = re.escape(self.architecture.layers.removeprefix(self.prefix))
         numbered = re.compile(rf"(?:{re.escape(self.prefix)})?{inner}\.(\d+)\.")
         for name in self.tensors:
+            self.own[name] = name
             if found := numbered.match(name):
                 self.places.setdefault(found[1], []).append(name)
 
@@ -231,10 +235,7 @@ class _Names:
 
     def find(self, canonical: str) -> str | None:
         """Return the name under which the file holds a canonical name, with or without prefix."""
-        for name in (canonical, canonical.removeprefix(self.prefix)):
-            if name in self.tensors:
-                return name
-        return None
+        return self.own.get(canonical) or self.own.get(canonical.removeprefix(self.prefix))
 
     def need(self, canonical: str) -> str:
         """Return the same, or say that the tensor is missing."""
@@ -345,14 +346,19 @@ def _layer(names: _Names, index: int) -> Layer:
 def _linear(names: _Names, index: int, inner: str) -> Linear:
     module = names.disk(index, inner)
     tensor = names.need(module + ".weight")
-    shape = names.tensors[tensor].shape
+    shape = _two(tensor, names.tensors[tensor].shape)
+    turned = names.architecture.conv1d
+    return Linear(module, inner, shape[::-1] if turned else shape, Part(tensor), turned)
+
+
+def _two(tensor: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of a matrix, itself if it is a tuple: it is kept for every tensor."""
     if len(shape) != 2:
         raise CheckpointError(
             f"tensor `{tensor}` should have 2 dimensions, has shape {list(shape)}",
             hint="the weight files do not fit config.json's model_type",
         )
-    out, columns = reversed(shape) if names.architecture.conv1d else shape
-    return Linear(module, inner, (out, columns), Part(tensor), names.architecture.conv1d)
+    return cast(tuple[int, int], tuple(shape))
 
 
 def _expert_steps(names: _Names, index: int) -> list[tuple[tuple[Linear, ...], ...]]:
@@ -378,11 +384,11 @@ def _expert_steps(names: _Names, index: int) -> list[tuple[tuple[Linear, ...], .
 
         def linear(name: str, stacked: str, half: int | None, expert: int = expert) -> Linear:
             module = f"{root}.{experts.disk}.{expert}.{name}"
-            inner = f"{experts.path}.{expert}.{name}"
+            inner = sys.intern(f"{experts.path}.{expert}.{name}")  # the same in every layer
             if fused is None:
                 tensor = names.need(module + ".weight")
-                out, columns = names.tensors[tensor].shape
-                return Linear(module, inner, (out, columns), Part(tensor), expert=expert)
+                shape = _two(tensor, names.tensors[tensor].shape)
+                return Linear(module, inner, shape, Part(tensor), expert=expert)
             tensor = names.need(f"{root}.{experts.path}.{stacked}")
             _, rows, columns = names.tensors[tensor].shape
             if half is None:

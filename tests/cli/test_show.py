@@ -125,6 +125,15 @@ def test_json_is_one_object_with_a_schema(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out) == {"schema": "x/1", "name": "é", "value": [1, None]}
     with pytest.raises(ValueError, match="schema"):
         show.json({"value": 1})
+    rows = {"none": iter(()), "some": ({"at": at, "of": [at, None]} for at in range(2))}
+    show.json({"schema": "x/1", "deep": [{"of": {"it": [{}, ()]}}], "none yet": []}, rows)
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": "x/1",
+        "deep": [{"of": {"it": [{}, []]}}],
+        "none yet": [],
+        "none": [],
+        "some": [{"at": 0, "of": [0, None]}, {"at": 1, "of": [1, None]}],
+    }
     with pytest.raises(ValueError, match="not JSON compliant"):
         show.json({"schema": "x/1", "value": float("nan")})
     assert capsys.readouterr().out == ""

@@ -15,7 +15,8 @@ from unicomp.errors import RecipeError, UnicompError, UnsupportedError
 from unicomp.kernels.inventory import take
 from unicomp.recipes.distill_run import warnings
 from unicomp.recipes.load import load
-from unicomp.recipes.pipeline import plan, run
+from unicomp.recipes.pipeline import plan
+from unicomp.recipes.pipeline_run import run
 from unicomp.recipes.run import Progress
 
 STEPS = "batch: 2, seq_len: 32, max_steps: 6, measure_every: 3, checkpoint_every: 2, rate: 1e-2"

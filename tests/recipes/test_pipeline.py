@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from unicomp import manifest
 from unicomp.errors import UnicompError, UnsupportedError
-from unicomp.recipes import pipeline
+from unicomp.recipes import pipeline_run
 from unicomp.recipes.load import from_options, load
-from unicomp.recipes.pipeline import Pipeline, plan, run
+from unicomp.recipes.pipeline import Pipeline, plan
+from unicomp.recipes.pipeline_run import run
 from unicomp.recipes.run import Progress, Show
 
 Digests = Callable[[Path], dict[str, str]]
@@ -41,7 +42,7 @@ def planned(model: Path, data: object, *stages: str, **options: Any) -> Pipeline
 @pytest.fixture(autouse=True)
 def no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the measurement of speed out, which is slow and differs from run to run."""
-    monkeypatch.setattr(pipeline, "beside", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline_run, "beside", lambda *_, **__: None)
 
 
 def test_cut_twice_then_quantized(

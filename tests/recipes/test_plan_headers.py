@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,35 @@ def test_files_take_no_room(tmp_path: Path) -> None:
     assert weights.st_blocks * 512 < weights.st_size / 100
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text("utf-8"))
     assert index["metadata"]["total_size"] < weights.st_size * 2
+
+
+def test_planning_imports_nothing_that_runs(tmp_path: Path) -> None:
+    """No modelling code, no accelerate: they take seconds and more memory than all headers."""
+    MADE["write"](tmp_path / "model", config("llama-3-70b"))
+    recipes = {
+        "one": "- {quantize: gptq, bits: 4, group_size: 128}",
+        "zeros": "- {prune: sparsegpt, sparsity: '2:4'}",
+        "several": "- {prune: width, ffn: 384}\n- {quantize: rtn, bits: 4}",
+    }
+    for name, stages in recipes.items():
+        text = f"version: 1\ncalibration: {{data: builtin:tinyworld}}\nstages:\n{stages}\n"
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    code = (
+        "import sys\n"
+        "from unicomp.cli.main import exit_code\n"
+        f"for name in {list(recipes)}:\n"
+        f"    words = ['plan', rf'{tmp_path}/{{name}}.yaml', r'{tmp_path}/model', '--json']\n"
+        "    assert exit_code(words) == 0, name\n"
+        "    print(name, *sorted(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = [line.split() for line in done.stderr.splitlines()]
+    seen = {name: set(modules) for name, *modules in lines if name in recipes}
+    assert seen.keys() == recipes.keys()
+    for name in ("one", "zeros"):
+        assert "torch" in seen[name]
+        assert not seen[name] & {"transformers", "accelerate", "scipy", "torch._dynamo"}
+    # A cut asks transformers' configurations what they would refuse.
+    assert not seen["several"] & {"transformers.modeling_utils", "accelerate", "torch._dynamo"}
