@@ -42,6 +42,8 @@ from unicomp.writer import Meta
 # The release whose files these are, byte for byte; 0.18 made odd widths dense.
 VERSION = "0.20.0"
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 # What vLLM holds as one module, so that the parts must share a scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"w1", "w3"})
 
@@ -106,7 +108,7 @@ class CompressedTensors(Format):
         out, columns = shape
         groups = scheme.groups(columns)
         kind = self.scale_dtype(dtype)
-        name = next(name for name, own in DTYPES.items() if own == kind)
+        name = _NAMES[kind]
         rows, stored = (columns, out) if self.tallest else (out, columns)
         grid = (groups, out) if self.tallest else (out, groups)
         tensors = [

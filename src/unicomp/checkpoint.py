@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -66,6 +66,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     if hasattr(torch, attribute)
 }
 """safetensors dtype -> torch dtype, as far as this torch has it."""
+
+
+_Kind = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +281,9 @@ def read_header(path: Path) -> list[TensorInfo]:
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    known: dict[Any, _Kind] = {}
     infos = [
-        _info(path, name, entry, 8 + length, shapes)
+        _info(path, name, entry, 8 + length, known)
         for name, entry in header.items()
         if name != "__metadata__"
     ]
@@ -288,19 +291,37 @@ def read_header(path: Path) -> list[TensorInfo]:
     return infos
 
 
-def _info(
-    path: Path, name: str, entry: Any, start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
-) -> TensorInfo:
+def _info(path: Path, name: str, entry: Any, start: int, known: dict[Any, _Kind]) -> TensorInfo:
     """Check one header entry by itself.
 
-    start   where the data begins in the file
-    shapes  those seen so far: a model of many experts has ten thousands of tensors in three shapes
+    start  where the data begins in the file
+    known  what was found right so far: a model of many experts has ten thousands of tensors of
+           three kinds
     """
     if not isinstance(entry, dict):
         raise _wrong(path, name, "has no dtype, shape and offsets")
     dtype: Any = entry.get("dtype")
     shape: Any = entry.get("shape")
     span: Any = entry.get("data_offsets")
+    kind = known.get((dtype, *shape)) if _naturals(shape) and isinstance(dtype, str) else None
+    if kind is None:
+        kind = _kind(path, name, dtype, shape)
+        known[dtype, *shape] = kind
+    dtype, shape, nbytes = kind
+    if not _naturals(span) or len(span) != 2 or span[0] > span[1]:
+        raise _wrong(path, name, f"has no valid offsets: {quote(str(span))}")
+    if span[1] - span[0] != nbytes:
+        raise _wrong(
+            path,
+            name,
+            f"of {dtype} and shape {list(shape)} takes {nbytes} bytes, but its offsets {span} "
+            f"hold {span[1] - span[0]}",
+        )
+    return TensorInfo(name, dtype, shape, path.name, start + span[0], nbytes)
+
+
+def _kind(path: Path, name: str, dtype: Any, shape: Any) -> _Kind:
+    """Check dtype and shape of a tensor; return both, and the bytes that they take."""
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _wrong(
             path,
@@ -315,25 +336,12 @@ def _info(
             f"has no valid shape: {quote(str(shape))}",
             hint=f"a shape is a list of at most {RANK_LIMIT} non-negative integers",
         )
-    if not _naturals(span) or len(span) != 2 or span[0] > span[1]:
-        raise _wrong(path, name, f"has no valid offsets: {quote(str(span))}")
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
     if math.prod(size for size in shape if size) >= 1 << 63:
         raise _wrong(path, name, f"is too large: shape {quote(str(shape))}")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits % 8 or (dtype == "F4" and (not shape or shape[-1] % 2)):
         raise _wrong(path, name, f"of {dtype} and shape {shape} does not end on a whole byte")
-    nbytes = span[1] - span[0]
-    if bits != nbytes * 8:
-        raise _wrong(
-            path,
-            name,
-            f"of {dtype} and shape {shape} takes {bits // 8} bytes, but its offsets {span} "
-            f"hold {nbytes}",
-        )
-    whole = tuple(shape)
-    shared = shapes.setdefault(whole, whole)
-    # `intern`: of a dtype too there is one, not one a tensor.
-    return TensorInfo(name, sys.intern(dtype), shared, path.name, start + span[0], nbytes)
+    return dtype, tuple(shape), bits // 8
 
 
 def _wrong(path: Path, name: str, what: str, *, hint: str = DAMAGED) -> CheckpointError:
@@ -341,8 +349,13 @@ def _wrong(path: Path, name: str, what: str, *, hint: str = DAMAGED) -> Checkpoi
     return CheckpointError(f"`{path}`: `{quote(name)}` {what}", hint=hint)
 
 
-def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list):
+        return False
+    for item in value:  # noqa: SIM110  # a generator takes twice the time, and there are many
+        if type(item) is not int or item < 0:
+            return False
+    return True
 
 
 def _check_spans(path: Path, infos: list[TensorInfo], start: int, size: int) -> None:
