@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from unicomp import __version__, machine
+from unicomp import __version__, machine, processes
 from unicomp.cli import bench, delta, recipes, show
 from unicomp.cli.compare import compare
 from unicomp.cli.distill import distill
@@ -111,7 +111,7 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UnicompError as failure:
-        for message, hint in failure.problems():
+        for message, hint in failure.problems() if processes.first() else ():
             show.error(message, hint=hint)
         return USER
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from unicomp import size
+from unicomp import processes, size
 from unicomp.cli import delta, shape, show, training
 from unicomp.cli.options import (
     Device,
@@ -100,6 +100,8 @@ def carry_out(
             hint=f"the same command resumes from `{out}.partial`; `--fresh` starts over",
         )
         raise typer.Exit(INTERRUPTED) from None
+    if not processes.first():
+        return
     if json:
         show.json(made.to_json())
     else:

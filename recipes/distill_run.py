@@ -8,7 +8,6 @@ the weights.
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from unicomp.compress.distill.training.teacher import (
     identity,
     store,
 )
+from unicomp.compress.distill.training.together import check_launch, tell
 from unicomp.compress.distill.training.trainer import LOG, Job, Outcome, Step, steps_of, train
 from unicomp.compress.distill.training.windows import (
     Windows,
@@ -104,7 +104,7 @@ def run_distill(
 
     Raises UnicompError for whatever the user can mend.
     """
-    _one_process()
+    check_launch()
     check_target(out, overwrite=overwrite)
     folder = working_folder(out)
     progress(Progress("prepare", 0, 0, "hashing the student and the teacher"))
@@ -126,14 +126,19 @@ def run_distill(
         )
 
 
-def _one_process() -> None:
-    """Refuse to be one of several processes: each would write the same folder."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count != "1":
-        raise UnsupportedError(
-            f"distillation runs in one process, not in {count}",
-            hint="start it without `accelerate launch`, or with `--num_processes 1`",
-        )
+def train_beside(plan: DistillPlan, folder: Path, rows: list[int] | None) -> None:
+    """Take part in a training that the first process leads; nothing is written.
+
+    plan    as the first process has it, on the same source
+    folder  where its checkpoints are
+    rows    windows that are trained on; None: all
+    """
+    check_launch()
+    data = read_data(plan)
+    taught = Checkpoint.open(plan.teacher.folder).sha256() if plan.method.cache_teacher else {}
+    teacher, width = _teacher(plan, data, taught, lambda _: None)
+    job = _job(plan, data, teacher, width, folder)
+    train(job if rows is None else _filtered(job, torch.tensor(rows)))
 
 
 def read_data(plan: DistillPlan) -> Data:
@@ -227,22 +232,17 @@ def _carry_out(work: _Work) -> Manifest:
         del start
         journal.append({"before": known})
     before = Figures.from_json(known)
-    original = open_dense(Checkpoint.open(plan.teacher.folder))
-    student = open_student(
-        plan.checkpoint,
-        scales=method.scales,
-        teacher=original if method.shadow == "teacher" else None,
-    )
-    if method.lora_rank is not None:
-        student = attach(student, rank=method.lora_rank, alpha=method.lora_alpha, seed=method.seed)
-    tokens = safety_tokens(text.tokenizer(plan.source.folder)) if method.safety else None
-    job = Job(method, student, teacher, width, data.training, data.held_out, journal.folder, tokens)
+    job = _job(plan, data, teacher, width, journal.folder)
+    student, rows = job.student, None
     if method.filter_gradients:
         progress(Progress("prepare", 0, 0, "measuring the gradient of each window"))
         stays = usual(gradient_norms(job))
         left = len(data.training) - len(stays)
         filtered = f"{left} of {len(data.training)} windows had a gradient far above the median"
-        job = replace(job, training=data.training.part(stays))
+        job, rows = _filtered(job, stays), stays.tolist()
+    folders = {"source": plan.source.folder, "folder": journal.folder}
+    placed = {name: str(path.resolve()) for name, path in folders.items()}
+    tell({"plan": plan.sha256, "rows": rows, **placed})
     outcome = train(job, progress=lambda step: progress(_shown(step)))
     progress(Progress("measure", 0, 0, "held-out text, after training"))
     after = measure(student.model, data.held_out, teacher, method.micro_batch)
@@ -257,6 +257,25 @@ def _carry_out(work: _Work) -> Manifest:
         writer.write(name, tensor)
     writer.finish()
     return _finish(work, outcome, (before, after), heat, notes)
+
+
+def _job(plan: DistillPlan, data: Data, teacher: Teacher, width: int | None, folder: Path) -> Job:
+    """Read the student and say what is to be done with it."""
+    method = plan.method
+    original = open_dense(Checkpoint.open(plan.teacher.folder))
+    student = open_student(
+        plan.checkpoint,
+        scales=method.scales,
+        teacher=original if method.shadow == "teacher" else None,
+    )
+    if method.lora_rank is not None:
+        student = attach(student, rank=method.lora_rank, alpha=method.lora_alpha, seed=method.seed)
+    tokens = safety_tokens(text.tokenizer(plan.source.folder)) if method.safety else None
+    return Job(method, student, teacher, width, data.training, data.held_out, folder, tokens)
+
+
+def _filtered(job: Job, rows: Tensor) -> Job:
+    return replace(job, training=job.training.part(rows))
 
 
 def figures_of(plan: DistillPlan, folder: Path, progress: Show) -> dict[str, float]:

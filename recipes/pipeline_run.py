@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from unicomp import __version__, machine, manifest
+from unicomp import __version__, machine, manifest, processes
 from unicomp.checkpoint import Checkpoint
+from unicomp.compress.distill.training.together import tell
 from unicomp.evaluate.cost.gain import Gain, beside
 from unicomp.kernels.dense import open_dense
 from unicomp.manifest import Manifest
@@ -25,6 +26,7 @@ from unicomp.recipes.cut_run import run_cut
 from unicomp.recipes.cutting import CutPlan
 from unicomp.recipes.distill_run import figures_of, run_distill
 from unicomp.recipes.distilling import DistillPlan
+from unicomp.recipes.following import follow
 from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
@@ -47,13 +49,24 @@ def run(
 ) -> Manifest:
     """Carry out a plan; the output stands under its name only when whole.
 
-    As `recipes.run.run`, to which it leaves a plan of one pass.
+    As `recipes.run.run`, to which it leaves a plan of one pass. Of several processes the first does
+    it; the others join where a pass trains, and return when all is done.
 
     Raises UnicompError for whatever the user can mend; what was done so far then stays in
     `<out>.partial`, unless nothing was.
     """
+    if not processes.first():
+        follow(plan)
+        return manifest.read(out)
     if isinstance(plan, Plan):
-        return runs.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+        made = runs.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    else:
+        made = _run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
+    tell(None)
+    return made
+
+
+def _run(plan: Pipeline, out: Path, *, overwrite: bool, resume: bool, progress: Show) -> Manifest:
     check_target(out, overwrite=overwrite)
     folder = working_folder(out)
     fresh = make_folder(folder, resume=resume)

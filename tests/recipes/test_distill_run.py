@@ -11,7 +11,7 @@ from unicomp import builtin, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.cli.main import exit_code
 from unicomp.compress.distill.training.figures import Figures
-from unicomp.errors import RecipeError, UnicompError, UnsupportedError
+from unicomp.errors import RecipeError, UnicompError
 from unicomp.kernels.inventory import take
 from unicomp.recipes.distill_run import warnings
 from unicomp.recipes.load import load
@@ -216,16 +216,3 @@ def test_the_recipe_of_three_stages_shows_what_each_cost_and_recovered(tmp_path:
     assert f"| 3. quantize gptq | {quantize.held_out['kl']:.4g} |" in card
     names = {one["name"] for one in json.loads((out / "report.json").read_text())["scores"]}
     assert {"fidelity/kl", "calibration/token_ece"} <= names
-
-
-def test_one_of_several_processes_is_refused(
-    tiny_model: Callable[..., Path],
-    tiny_text: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match="in one process, not in 2"):
-        carried(tiny_model("llama"), tiny_text, tmp_path / "out", f"{{distill: logits, {STEPS}}}")
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.partial").exists()

@@ -1,8 +1,9 @@
 """The training loop: AdamW, a warm-up and a cosine, checkpoints that resume bit for bit.
 
 One process or several that `accelerate launch` starts; each batch is the same set of windows
-whatever their number, and its gradient the same mean. All that a step depends on is its number, the
-checkpointed state and the seed. A loss that is no number stops the run before the weights take it.
+whatever their number, and its gradient the same mean. The first process measures, writes and
+decides. All that a step depends on is its number, the checkpointed state and the seed. A loss that
+is no number stops the run, in all processes, before the weights take it.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from unicomp.compress.distill.training import checkpoints
@@ -26,6 +28,7 @@ from unicomp.compress.distill.training.samples import chosen, prompts, write
 from unicomp.compress.distill.training.straight_through import set_share
 from unicomp.compress.distill.training.student import Student
 from unicomp.compress.distill.training.teacher import Teacher
+from unicomp.compress.distill.training.together import agreed, company, of_all
 from unicomp.compress.distill.training.windows import Windows, batches
 from unicomp.compress.distill_method import DistillMethod
 from unicomp.errors import UnicompError
@@ -138,7 +141,7 @@ def train(job: Job, *, progress: Callable[[Step], None] = lambda _: None) -> Out
 
     Raises UnicompError for a loss that is no number, for too few windows, and out of memory.
     """
-    with _enough_memory(job.method):
+    with company(), _enough_memory(job.method):
         return _Trainer(job, progress).run()
 
 
@@ -147,7 +150,11 @@ class _Trainer:
         self.job, self.method, self.progress = job, job.method, progress
         seq_len = job.training.ids.shape[1]
         self.steps, self.reason = steps_of(self.method, len(job.training), seq_len)
-        self.accelerator = Accelerator(cpu=True)
+        self.accelerator = Accelerator(
+            cpu=True,
+            mixed_precision="no",  # by `precision`, whatever the launcher was told
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
         ranks = self.accelerator.num_processes
         if self.method.batch < ranks:
             raise UnicompError(
@@ -187,9 +194,8 @@ class _Trainer:
             state.step = step + 1
             state.seconds = time.monotonic() - began
             state.tokens += rows.numel() * self.job.training.ids.shape[1]
-            figures = None
-            if state.step % method.measure_every == 0:
-                figures = self._measure()
+            measured = state.step % method.measure_every == 0
+            figures = self._measure() if measured and self.accelerator.is_main_process else None
             spent = time.monotonic() - since
             self.progress(
                 Step(
@@ -203,7 +209,7 @@ class _Trainer:
             )
             if state.step % method.checkpoint_every == 0:
                 self._save()
-            if figures is not None and self._stale():
+            if measured and self._stale():
                 reason = "early_stop"
                 break
         self._best()
@@ -264,6 +270,7 @@ class _Trainer:
         counts = self._over_all(counts)
         positions = max(1, int(counts.sum()))
         sums = torch.zeros(3, dtype=torch.float64)  # the loss, and both divergences
+        wrong: list[int] = []
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.trainee):
@@ -283,14 +290,16 @@ class _Trainer:
                     )
                 value = float(loss.total.detach())
                 if not math.isfinite(value):
-                    raise self._no_number(step, part.rows, value)
+                    wrong += part.rows.tolist()
                 accelerator.backward(loss.total * accelerator.num_processes)
                 sums[0] += value
                 sums[1 + (part.beta is not None)] += loss.divergence
         sums = self._over_all(sums)
+        if not math.isfinite(sums[0]):
+            raise self._no_number(step, of_all(wrong), float(sums[0]))
         norm = float(accelerator.clip_grad_norm_(self.parameters, method.clip))
         if not math.isfinite(norm):
-            raise self._no_number(step, rows, norm)
+            raise self._no_number(step, rows.tolist(), norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._log(
@@ -358,11 +367,11 @@ class _Trainer:
         half = self.method.precision == "bf16"
         return torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
 
-    def _no_number(self, step: int, rows: Tensor, value: float) -> UnicompError:
+    def _no_number(self, step: int, rows: list[int], value: float) -> UnicompError:
         found = checkpoints.latest(self.job.folder / "checkpoints")
         kept = f"the checkpoint of step {found['step']} is kept" if found else "none was kept"
         return UnicompError(
-            f"step {step + 1}: the loss is {value} on windows {rows.tolist()} of "
+            f"step {step + 1}: the loss is {value} on windows {rows} of "
             f"`{self.job.training.source}`; {kept}",
             hint="lower `rate` or `clip`, or look at these windows, and start over with `--fresh`",
         )
@@ -376,20 +385,23 @@ class _Trainer:
             value = getattr(figures, self.method.early_stop)
             if value < self.state.best:
                 self.state.best, self.state.best_step = value, self.state.step
-                if self.accelerator.is_main_process:
-                    torch.save(self._weights(), self.job.folder / BEST)
+                torch.save(self._weights(), self.job.folder / BEST)
         return figures
 
     def _stale(self) -> bool:
         """Tell whether the figure that decides was best some measurements ago."""
         if self.method.early_stop == "none":
             return False
-        return self.state.step - self.state.best_step >= PATIENCE * self.method.measure_every
+        late = self.state.step - self.state.best_step >= PATIENCE * self.method.measure_every
+        return bool(agreed(late))
 
     def _best(self) -> None:
-        """Take the weights back under which the figure that decides was best."""
-        self.accelerator.wait_for_everyone()
-        if self.method.early_stop != "none" and self.state.best_step:
+        """Take the weights back under which the figure that decides was best; the first writes."""
+        if (
+            self.accelerator.is_main_process
+            and self.method.early_stop != "none"
+            and self.state.best_step
+        ):
             self._put(torch.load(self.job.folder / BEST, weights_only=True))
 
     def _log(self, line: dict[str, Any]) -> None:
