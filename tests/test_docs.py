@@ -49,7 +49,8 @@ def unknown(words: list[str]) -> list[str]:
         command = command.commands[name]
     flags = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
     flags |= {"--help", "-h"}
-    return [word for word in rest if word.startswith("-") and word.split("=")[0] not in flags]
+    options = [word for word in rest if re.match("-[^0-9]", word)]
+    return [word for word in options if word.split("=")[0] not in flags]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,8 +14,10 @@ A block that cannot be like that has a mark on a line of its own before it, whic
     <!-- run with: more options of every command in it: the reason -->
 """
 
+import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +34,10 @@ from unicomp.recipes.load import problems
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 # Those that take a few seconds at most.
-QUICK = {"README.md", "docs/formats.md", "docs/limits.md", "docs/cpu.md"}
+QUICK = {
+    f"docs/{name}.md"
+    for name in ("calibration", "cpu", "distillation", "formats", "limits", "method", "planning")
+}
 
 FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[a-z ]+): (?P<words>[^>]+) -->\n)?"
@@ -61,6 +66,7 @@ class Told:
     """What became of the blocks of a page."""
 
     run: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
     marked: list[str] = field(default_factory=list)
 
 
@@ -113,13 +119,17 @@ def execute(text: str, folder: Path, capsys: Capture) -> Told:
             printed = ""
             for words, expected, file in lines(block.body):
                 assert words[0] == "unicomp", f"{where}: `{words[0]}` is not run; mark the block"
+                began = time.perf_counter()
                 code = exit_code([*words[1:], *shlex.split(more)])
+                told.seconds[" ".join(words)] = time.perf_counter() - began
                 out, err = capsys.readouterr()
                 assert code == expected, f"{where}: {' '.join(words)}: {code}\n{out}\n{err}"
                 if file:
                     (folder / file).write_text(out, encoding="utf-8")
                 printed += f"{err}\n{out}\n"
         elif block.language == "python":
+            if block.title:
+                (folder / block.title).write_text(block.body, encoding="utf-8")
             exec(compile(block.body, where, "exec"), names)
             printed = "\n".join(capsys.readouterr())
         elif block.language == "text":
@@ -127,6 +137,7 @@ def execute(text: str, folder: Path, capsys: Capture) -> Told:
             assert not missing, f"{where}: not printed: {missing}\n{printed}"
         else:
             assert block.title, f"{where}: a block of {block.language} needs a title, or a mark"
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(block.body, encoding="utf-8")
             if block.language == "yaml":
                 check(folder / block.title)
@@ -135,11 +146,30 @@ def execute(text: str, folder: Path, capsys: Capture) -> Told:
 
 
 def check(path: Path) -> None:
-    """Fail unless a YAML file is a sound recipe, or a sound list of gates."""
-    if isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), list):
+    """Fail unless a recipe or a list of gates is sound; other files their readers judge."""
+    held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if isinstance(held, list):
         assert gate_file.load(path.read_text(encoding="utf-8"), file=path.name)
-    else:
+    elif "stages" in held:
         assert problems(str(path)) == []
+
+
+def untrue(text: str, report: dict[str, Any]) -> list[str]:
+    """Return the scores of a page's tables, named in backticks, that a report does not have so.
+
+    A value holds if it lies in the report's 95% interval, or, without one, is the value itself; a
+    baseline's if it differs from the report's by less than half of the last digit.
+    """
+    scores = {score["name"]: score for score in report["scores"]}
+    wrong = []
+    for name, base, value in re.findall(r"^\| `(\w+/\w+)`[^|]* \| *(\S*) *\| (\S+) \|", text, re.M):
+        score = scores[name]
+        low, high = score["ci95"] or (score["value"] - 0.005, score["value"] + 0.005)
+        digits = len(base.partition(".")[2])
+        same = not base or round(score["baseline"], digits) == float(base)
+        if not low <= float(value) <= high or not same:
+            wrong.append(name)
+    return wrong
 
 
 @pytest.mark.parametrize(
@@ -150,7 +180,18 @@ def test_every_block_of_a_page_holds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = execute((ROOT / page).read_text(encoding="utf-8"), tmp_path, capsys)
-    print(f"{page}: {told.run} blocks hold", *told.marked, sep="\n    ")
+    took = [f"{seconds:6.1f} s  {line}" for line, seconds in told.seconds.items()]
+    print(f"{page}: {told.run} blocks hold", *told.marked, *took, sep="\n    ")
+    if page == "README.md":
+        report = json.loads((tmp_path / "out/quickstart/report.json").read_text("utf-8"))
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert untrue(text, report) == []
+        shown = "| `fidelity/kl` to the base, nats per token | | 0.0016 |"
+        assert shown in text
+        assert untrue(text.replace(shown, shown.replace("0.0016", "0.0008")), report) == [
+            "fidelity/kl"
+        ]
+        assert untrue(text.replace("| 2.242 |", "| 2.252 |"), report) == ["accuracy/perplexity"]
 
 
 def test_most_blocks_are_executed_as_they_stand() -> None:
@@ -163,6 +204,8 @@ def test_most_blocks_are_executed_as_they_stand() -> None:
     for page, block in marked:
         print(f"{page}:{block.line}: {block.mark}: {block.words}")
         assert block.mark in ("not run", "run with")
+        named = re.findall(r"[\w/]+\.(?:py|md)\b", block.words)
+        assert all((ROOT / path).is_file() for path in named), block.words
     print(f"{len(every) - len(marked)} of {len(every)} blocks are executed as they stand")
     assert len(marked) <= len(every) / 8
 
