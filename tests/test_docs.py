@@ -29,7 +29,7 @@ def links(text: str) -> list[str]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the words of each `unicomp ...` line in a page's fenced blocks."""
-    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:1] == ["unicomp"]:
