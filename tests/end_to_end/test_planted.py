@@ -125,13 +125,13 @@ def test_three_bits_lose_refusals_and_fail(tmp_path: Path) -> None:
     assert gates(report)["safety/refusal_rate", "max_drop"] == "fail"
 
 
-@pytest.mark.parametrize(("bits", "expected"), [(3, 3), (8, 0)])
-def test_the_command_line_alone(bits: int, expected: int, tmp_path: Path) -> None:
+def test_eight_bits_of_our_own_pass(tmp_path: Path) -> None:
+    """By the command line alone."""
     out = tmp_path / "out"
     words = ["--method", "rtn", "--scale-search", "minmax", "--group-size", "-1", "--quiet"]
-    assert exit_code(["quantize", BASE, "--bits", str(bits), "--out", str(out), *words]) == 0
+    assert exit_code(["quantize", BASE, "--bits", "8", "--out", str(out), *words]) == 0
     code, report = measure(out, tmp_path / "r.json", "--suite", "quick")
-    assert code == expected, report.gates
+    assert code == 0, report.gates
 
 
 @pytest.mark.parametrize("answer", [HELPS, TURNS], ids=["helps", "turns"])
