@@ -25,7 +25,7 @@ Scales = Literal["learned", "absmean"]
 
 
 class Quantized(nn.Module):
-    """A shadow weight -> the weight of its codes and scales, float [out, in]."""
+    """A shadow weight [out, in] -> the weight of its codes and scales, as the module holds it."""
 
     scale: Tensor
     low: Tensor
@@ -40,14 +40,16 @@ class Quantized(nn.Module):
         codes: tuple[int, int],
         scales: Scales,
         keep_zeros: bool,
+        transposed: bool = False,
     ) -> None:
         """Begin with the codes and scales of a packed weight.
 
         codes       the least and the greatest code; ternary weights use fewer than their bits
         keep_zeros  weights that are zero now stay so
+        transposed  the module holds its weight [in, out]
         """
         super().__init__()
-        self.scheme, self.scales = start.scheme, scales
+        self.scheme, self.scales, self.transposed = start.scheme, scales, transposed
         self.dtype = start.scale.dtype
         zero = 0 if start.zero_point is None else start.zero_point.float()
         shape = start.scale.shape
@@ -61,13 +63,16 @@ class Quantized(nn.Module):
         self.factor = nn.Parameter(torch.zeros(shape), requires_grad=scales == "learned")
 
     def forward(self, shadow: Tensor) -> Tensor:
-        """Return the rounded weight, or for a share below one its mixture with the shadow."""
+        """Return the rounded weight, or for a share below one its mixture with the shadow.
+
+        shadow  float32 [out, in]
+        """
         weight = shadow * self.kept if self.kept.numel() else shadow
         codes, scale, _ = self._rounded(weight)
         found = _ungrouped(codes * scale[..., None], weight.shape[1])
         if float(self.share) < 1:
             found = weight + self.share * (found - weight)
-        return found
+        return found.T if self.transposed else found
 
     @torch.no_grad()
     def packed(self, shadow: Tensor) -> PackedTensor:
@@ -111,7 +116,7 @@ def _ungrouped(groups: Tensor, columns: int) -> Tensor:
 def attach(module: nn.Module, quantized: Quantized, shadow: Tensor) -> None:
     """Let a linear compute with a rounded weight from now on.
 
-    shadow  float32, as the module holds its weight
+    shadow  float32 [out, in]
     """
     module.weight = nn.Parameter(shadow.clone())
     parametrize.register_parametrization(module, "weight", quantized, unsafe=True)

@@ -88,7 +88,8 @@ class Student:
             packed = quantized.packed(shadow)
             parts = self.layout.pack(module, packed)
             zero, place = packed.zero_point, f"{module}.weight_zero_point"
-            if zero is not None and self.checkpoint.tensors[place].dtype == "I8":
+            words = zero is not None and parts[place].dtype == torch.int32
+            if zero is not None and words and self.checkpoint.tensors[place].dtype == "I8":
                 parts[place] = zero  # stored one by one, not in words
             stored |= set(parts)
             yield from parts.items()
@@ -131,22 +132,18 @@ def open_student(
         module = name.removesuffix(".weight")
         path = places[name].removesuffix(".weight")
         linear = model.get_submodule(path)
-        if isinstance(linear, Conv1D):
-            raise UnsupportedError(
-                f"cannot train packed weights of `{source.config['model_type']}`, whose model "
-                "holds them with inputs down the rows",
-                hint="distil the model before it is quantized",
-            )
         packed = _read(checkpoint, layout, module, source)
         quantized = Quantized(
             packed,
             codes=_codes(packed),
             scales=scales if _ternary(packed) else "learned",
             keep_zeros=not _ternary(packed) and _sparse(packed.codes),
+            transposed=_transposed(source),
         )
         start = packed.dequantize()
-        if teacher is not None and _alike(teacher, name, start):
+        if teacher is not None and _alike(teacher, name, source):
             start = teacher.read(name).float()
+            start = start.T if _transposed(source) else start
         attach(linear, quantized, start)
         student.packed[module] = path
     _keep_zeros(model, places, student)
@@ -154,9 +151,15 @@ def open_student(
     return student
 
 
-def _alike(teacher: DenseSource, name: str, like: Tensor) -> bool:
+def _alike(teacher: DenseSource, name: str, like: DenseSource) -> bool:
     found = teacher.tensors.get(name)
-    return found is not None and tuple(found.shape) == tuple(like.shape)
+    return found is not None and tuple(found.shape) == tuple(like.tensors[name].shape)
+
+
+def _transposed(source: DenseSource) -> bool:
+    """Tell whether the model holds the weights of its linears [in, out]."""
+    row = ARCHITECTURES.get(str(source.config["model_type"]))
+    return row is not None and row.conv1d
 
 
 def _read(
@@ -170,6 +173,8 @@ def _read(
             hint="start from codes of 2 to 8 bits in groups, or from the plain model",
         )
     rows, columns = source.tensors[f"{module}.weight"].shape
+    if _transposed(source):
+        rows, columns = columns, rows
     return layout.unpack(module, checkpoint.read, (rows, columns), scheme)
 
 
