@@ -28,6 +28,7 @@ ELSEWHERE = ["*/*", "adapter_*"]
 
 # The branch on which the Hub keeps every public data set as `config/split/NNNN.parquet`.
 CONVERTED = "refs/convert/parquet"
+PATIENCE = 120  # seconds between two signs of life of a Hub that takes a push
 DATA_LIMIT = 8_000_000_000
 DATA_SUFFIXES = (".parquet", ".jsonl", ".txt")
 
@@ -232,12 +233,13 @@ def push(
     Files that an interrupted push left on the Hub are not sent again. The token is whatever
     huggingface_hub finds in its own places; it is in no message of ours.
 
-    Raises UnicompError in two lines for whatever the Hub refuses.
+    Raises UnicompError in two lines for whatever the Hub refuses, and where it does not answer for
+    two minutes, or for the seconds that `HF_HUB_DOWNLOAD_TIMEOUT` says.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _pushed(name):
+    with _pushed(name), _patient():
         if not create_pr:
             api.create_repo(name, private=private, exist_ok=True)
         if revision is not None and not create_pr:
@@ -251,6 +253,21 @@ def push(
             commit_message=message,
         )
     return str(done.pr_url or done.commit_url)
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Bound how long the client waits for an answer: left alone, it waits for ever."""
+    from huggingface_hub import constants, get_session
+
+    asked = "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ
+    session = get_session()
+    before = session.timeout
+    session.timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT if asked else PATIENCE
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 @contextmanager
@@ -282,7 +299,7 @@ def _pushed(name: str) -> Iterator[None]:
         if status is None:
             kind = type(error).__name__
             raise UnicompError(
-                f"`{name}`: the Hub does not answer ({kind})", hint=f"{again}, once it does"
+                f"`{name}`: the Hub does not answer ({kind})", hint=f"once it does, {again}"
             ) from error
         hint = hints.get(status, again if status >= 500 else "see the repository's settings")
         raise UnicompError(f"`{name}`: the Hub answers {status}", hint=hint) from error

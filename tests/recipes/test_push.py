@@ -41,7 +41,7 @@ class Hub(ThreadingHTTPServer):
     """What the Hub would hold: files by repository, LFS objects by hash, and who asked what.
 
     Repositories named `e401` and so on answer with that status; `cut` breaks once at the second
-    large file, `gone` drops every connection.
+    large file, `gone` drops every connection, `hangs` keeps them and says nothing.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,7 @@ class Hub(ThreadingHTTPServer):
         self.private: dict[str, bool] = {}
         self.puts = 0
         self.broken = False
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
@@ -114,6 +115,9 @@ class Speaker(BaseHTTPRequestHandler):
                 return self.answer({"error": "no"}, int(name[5:]))
             if name == "org/gone":
                 return self.connection.close()
+            if name == "org/hangs":
+                hub.over.wait(60)
+                return self.connection.close()
             hub.private[name] = bool(said.get("private") or said.get("visibility") == "private")
             return self.answer({"url": f"{hub.url}/{name}"})
         if path.endswith("/objects/batch"):
@@ -173,12 +177,13 @@ def hub() -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()
 
 
-def run(url: str, home: Path, *commands: list[str]) -> list[tuple[int, str, str]]:
-    env = os.environ | {
+def run(url: str, home: Path, *commands: list[str], **more: str) -> list[tuple[int, str, str]]:
+    env = os.environ | more | {
         "HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
@@ -256,6 +261,17 @@ def test_what_the_hub_refuses_is_said_in_two_lines(folder: Path, hub: Hub, tmp_p
         assert f"answers {status}" in err
     assert "does not answer" in done[5][2]
     assert hub.files == {}
+
+
+def test_a_hub_that_hangs_is_not_waited_for(folder: Path, hub: Hub, tmp_path: Path) -> None:
+    ((code, out, err),) = run(
+        hub.url, tmp_path / "home", ["push", str(folder), "org/hangs"], HF_HUB_DOWNLOAD_TIMEOUT="1"
+    )
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "error: `org/hangs`: the Hub does not answer (ReadTimeout)",
+        "hint: once it does, run the same command again: what arrived is not sent twice",
+    ]
 
 
 def copy(folder: Path, tmp_path: Path) -> Path:
