@@ -21,6 +21,9 @@ from unicomp.kernels.delta import Layout
 STEPS = 80  # halvings of the price's range
 SLACK = 1.1  # what a rank may gain more than the random decomposition says
 NOTHING = 1e-6  # of an error: not worth looking for
+GRACE = 0.01  # of the ratio: what scales and the padding of signs may take beside it
+FEW = 64  # ranks that are looked at first
+WEIGHED = 1.5  # of a weight's own share: most that its planes may take and its ranks be looked for
 
 # What rounding takes of a rank's gain: int8 with a scale per vector, and float16.
 ROUNDING = {True: 2e-4, False: 2e-7}

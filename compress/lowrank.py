@@ -54,12 +54,8 @@ def leading(
     if start is not None:
         given = min(start.shape[1], width)
         block[:, :given] = start[:, :given]
-    blocks = [torch.linalg.qr(matrix @ block).Q]
-    for _ in range(passes):
-        # `matrix.T @ block` is the same, and 40 times slower for a dozen columns (torch 2.13, CPU).
-        back = torch.linalg.qr((blocks[-1].T @ matrix).T).Q
-        blocks.append(torch.linalg.qr(matrix @ back).Q)
-    basis = torch.linalg.qr(torch.cat(blocks, 1)).Q
+    basis = _basis(matrix, block, passes)
+    del block
     inside = basis.T @ matrix
     squares, turn = torch.linalg.eigh((inside @ inside.T).double())
     turn = turn.flip(1)[:, :rank].float()
@@ -67,6 +63,25 @@ def leading(
     v = turn.T @ inside
     v /= values.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     return basis @ turn, values, v
+
+
+def _basis(matrix: Tensor, block: Tensor, passes: int) -> Tensor:
+    """Return an orthonormal basis, [out, (passes + 1) width], of what the passes see.
+
+    block  [in, width]
+    """
+    width = block.shape[1]
+    # Column by column, as LAPACK has them; a list of blocks would be there twice once joined.
+    blocks = matrix.new_empty((passes + 1) * width, len(matrix)).T
+    last = blocks[:, :width]
+    last.copy_(torch.linalg.qr(matrix @ block).Q)
+    for index in range(1, passes + 1):
+        # `matrix.T @ block` is the same, and 40 times slower for a dozen columns (torch 2.13, CPU).
+        back = torch.linalg.qr((last.T @ matrix).T).Q
+        last = blocks[:, index * width : (index + 1) * width]
+        last.copy_(torch.linalg.qr(matrix @ back).Q)
+    basis: Tensor = torch.linalg.qr(blocks).Q
+    return basis
 
 
 def spectrum(matrix: Tensor, rank: int, *, seed: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from unicomp.writer import Meta
 
-PIECE = 1 << 22  # elements whose signs are unpacked at once
+PIECE = 1 << 18  # elements whose signs are unpacked at once: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)

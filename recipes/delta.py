@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from unicomp.checkpoint import Checkpoint
+from unicomp.compress.allocate import GRACE
 from unicomp.compress.method import DeltaMethod
 from unicomp.compress.patterns import matches
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
@@ -23,7 +24,6 @@ from unicomp.recipes import delta_forecast
 from unicomp.recipes.schema import Calibration, Recipe
 from unicomp.writer import Meta
 
-GRACE = 0.01  # of the ratio: what scales and the padding of signs may take beside it
 FLOATS = ("F32", "F16", "BF16", "F64")
 LEAST_SIDE = 2  # a tensor with a shorter side than this is no matrix
 TOKENS = re.compile(r"embed|wte|lm_head|word_embeddings")
@@ -131,7 +131,7 @@ def plan_delta(
         )
     if calibration is not None:
         calibration = _settled(calibration, checkpoint, fates, method)
-    memory = delta_forecast.memory(method, fates.values(), checkpoint.config, calibration)
+    memory = delta_forecast.memory(method, fates.values(), budget, checkpoint.config, calibration)
     delta_forecast.check(memory, max_memory)
     return DeltaPlan(
         method_name,

@@ -1,8 +1,10 @@
 """What compressing a delta will take of memory, from headers only.
 
 One weight is worked on at a time, so it is the largest that counts: its copies, and what its
-decomposition needs. Where scales are trained, both models are held beside what a step keeps for its
-way back. There is nothing to choose that takes less, so a limit below the forecast is declined.
+decomposition needs. Ranks are taken as high as they may get, which the values decide: where they
+turn out lower, less is held. Where scales are trained, both models are held beside what a step
+keeps for its way back. There is nothing to choose that takes less, so a limit below the forecast
+is declined.
 `tests/recipes/test_delta_forecast.py` holds it against what processes really took.
 """
 
@@ -10,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
-from unicomp.compress.lowrank import EXACT, OVERSAMPLE, PASSES, SHORT
+from unicomp.compress.allocate import FEW, GRACE, WEIGHED
+from unicomp.compress.lowrank import EXACT, MANY, OVERSAMPLE, PASSES, SHORT
 from unicomp.compress.method import DeltaMethod
 from unicomp.compress.scales import BATCH
 from unicomp.errors import UnicompError
@@ -19,28 +22,32 @@ from unicomp.kernels.delta_folder import PIECE, Stored
 from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.schema import Calibration
 
-WEIGHED = 1.5  # of a weight's own share: most that its ranks are looked for in (`delta_run.py`)
-# Copies in float32 of the largest matrix that live at once: when choices of planes are weighed, the
-# delta, what two of them leave, and the room of a freed one that the C library keeps; when one
-# layout is carried out, the delta and what is left of it.
-WEIGHING, SOLVING = 4, 2
+# Copies in float32 of the largest matrix that live at once: when choices of planes are weighed,
+# the delta and what two of them leave; when one layout is carried out, the delta and its rest.
+WEIGHING, SOLVING = 3, 2
+# What lies between: the C library keeps freed memory until a matrix is done (torch 2.13, glibc).
+BETWEEN = 1.3
 
 
 def memory(
     method: DeltaMethod,
     fates: Iterable[Stored],
+    budget: int,
     config: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> dict[str, int]:
     """Return bytes by what they are for; their sum is the forecast.
 
+    budget  most bytes that is stored of all matrices
     config  of the fine-tune
     """
     kept = list(fates)
-    works = [_work(method, own) for own in kept if own.kind == "delta"]
-    work = max(works, key=lambda parts: sum(parts.values()), default={})
-    whole = max((_stored(own) for own in kept), default=0)
-    found = {"imports": IMPORTS, "hashing": min(whole, PIECE)} | work
+    works = [_work(method, own, budget) for own in kept if own.kind == "delta"]
+    # A piece is read while the last is still held; what is kept as it is is read whole.
+    works.append({"hashing": min(max(map(_stored, kept), default=0), 2 * PIECE)})
+    exact = (own for own in kept if own.kind == "exact")
+    works.append({"kept as they are": 2 * max(map(_stored, exact), default=0)})
+    found = {"imports": IMPORTS} | max(works, key=lambda parts: sum(parts.values()))
     if calibration is None:
         return found
     trained = _training(method, kept, config, calibration)
@@ -65,39 +72,66 @@ def _stored(own: Stored) -> int:
     return prod(own.shape) * {"F64": 8, "F32": 4}.get(own.dtype, 2)
 
 
-def _work(method: DeltaMethod, own: Stored) -> dict[str, int]:
-    """Return what one matrix of a weight takes while it is worked on."""
+def _work(method: DeltaMethod, own: Stored, budget: int) -> dict[str, int]:
+    """Return what one matrix of a weight takes while it is worked on, whatever its values are."""
     *front, out, columns = own.common
-    shape, size = (out, columns), 4 * out * columns
-    layouts = method.layouts()
-    weighs = method.spreads() or len(layouts) > 1
-    rank = max(_most(method, shape, layout, weighs) for layout in layouts)
-    factors = _decomposition(shape, rank) if rank else 0
-    gram = 12 * min(shape) ** 2 if weighs else 0
-    solving, weighing = SOLVING * size + factors, WEIGHING * size + gram
+    shape, count, size = (out, columns), prod(front), 4 * out * columns
+    weighs = method.spreads() or len(method.layouts()) > 1
+    steps = [size + _stored(own) // max(count, 1)]  # reading
+    for layout in method.layouts():
+        rank = _most(method, shape, layout, budget // max(count, 1))
+        factors = 4 * rank * sum(shape)
+        rounds = 2 if layout.planes else 1  # the factors of the round before are there too
+        beside = (SOLVING if layout.planes else 1) * size
+        steps.append(beside + _leading(shape, rank) + rounds * factors)
+        steps.append(2 * size + factors)  # restored, to tell the error
+        if weighs:
+            room = 2 * method.ratio * prod(shape) - layout.planes * layout.plane_bytes(shape)
+            looked = min(int(WEIGHED * max(room, 0) / layout.rank_bytes(shape)) + 1, *shape)
+            steps += [WEIGHING * size, 2 * size + _spectrum(shape, looked)]
+    packed = min(int((WEIGHED if weighs else 1) * method.ratio * 2 * out * columns * count), budget)
     return {
-        "weights": max(solving, weighing) if weighs else solving,
-        "weights as stored": 2 * _stored(own) // max(prod(front), 1),
-        "what is stored of them": prod(front) * int(2 * method.ratio * out * columns),
+        "weights": int(BETWEEN * max(steps)),
+        "what is stored of them": packed * (2 if front else 1),  # of experts, to be joined
     }
 
 
-def _most(method: DeltaMethod, shape: tuple[int, int], layout: Layout, weighs: bool) -> int:
-    """Return the highest rank that a weight may get."""
-    if not weighs:
-        return min(method.rank(shape, layout) + 1, *shape) if method.ranked() else 0
-    room = 2 * method.ratio * prod(shape) - layout.planes * layout.plane_bytes(shape)
-    return min(int(WEIGHED * max(room, 0) / layout.rank_bytes(shape)) + 1, *shape)
+def _most(method: DeltaMethod, shape: tuple[int, int], layout: Layout, budget: int) -> int:
+    """Return the highest rank that a weight may get.
+
+    budget  most bytes that one matrix may take
+    """
+    if not method.ranked():
+        return 0
+    if not method.spreads() and len(method.layouts()) == 1:
+        return min(method.rank(shape, layout) + 1, *shape)
+    times = WEIGHED if method.spreads() else 1 + GRACE
+    own = 2 * method.ratio * prod(shape) - layout.planes * layout.plane_bytes(shape)
+    left = budget - layout.planes * layout.plane_bytes(shape)
+    return min(int(max(min(times * own, left), 0) / layout.rank_bytes(shape)) + 1, *shape)
 
 
-def _decomposition(shape: tuple[int, int], rank: int) -> int:
+def _leading(shape: tuple[int, int], rank: int) -> int:
     """Return the bytes of `lowrank.leading` beside its matrix."""
     short, width = min(shape), rank + OVERSAMPLE
+    if rank == 0:
+        return 0
     if width * EXACT >= short or short <= SHORT:
-        return 12 * prod(shape) + 24 * short**2  # a copy, both sides, and LAPACK's own
+        # A copy, both sides and the part of them that is kept, and LAPACK's own.
+        return 4 * (prod(shape) + short * sum(shape) + rank * sum(shape)) + 16 * short**2
     blocks = (PASSES + 1) * width
-    # The blocks, all of them in one, its decomposition and a copy; what they see of the matrix.
-    return 4 * blocks * (4 * shape[0] + 2 * shape[1]) + 24 * blocks**2
+    factored = 8 * blocks * shape[0] + 4 * blocks**2  # all blocks, their basis, and R
+    # The basis and what it sees of the matrix; in float64 the squares of that, their vectors, and
+    # LAPACK's own two copies.
+    return max(factored, 4 * blocks * sum(shape) + 32 * blocks**2)
+
+
+def _spectrum(shape: tuple[int, int], rank: int) -> int:
+    """Return the bytes of `lowrank.spectrum` beside its matrix."""
+    short = min(shape)
+    if short <= SHORT or rank * MANY < short:
+        return _leading(shape, rank)
+    return max(12 * short**2, _leading(shape, min(rank, FEW)))
 
 
 def _training(

@@ -23,7 +23,17 @@ from torch import Tensor
 
 from unicomp import __version__, machine, mixture, text
 from unicomp.checkpoint import Checkpoint, check_finite
-from unicomp.compress.allocate import Choice, Weight, allocate, gains, settled, total
+from unicomp.compress.allocate import (
+    FEW,
+    GRACE,
+    WEIGHED,
+    Choice,
+    Weight,
+    allocate,
+    gains,
+    settled,
+    total,
+)
 from unicomp.compress.decompose import inner
 from unicomp.compress.lowrank import spectrum
 from unicomp.compress.method import DeltaMethod
@@ -47,7 +57,7 @@ from unicomp.kernels.delta_folder import (
 from unicomp.kernels.dense import open_dense
 from unicomp.manifest import NAME, Calibration, Source
 from unicomp.manifest import hashes as hashes_of
-from unicomp.recipes.delta import GRACE, DeltaPlan, is_matrix, matrices_of
+from unicomp.recipes.delta import DeltaPlan, is_matrix, matrices_of
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.plan import working_folder
@@ -57,7 +67,7 @@ from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write
 
 LAYER = re.compile(r"\.(\d+)\.")
 ONE_FILE = 1 << 62
-FEW = 64  # ranks that are looked at first
+ROWS = 256  # that the base is taken off at once
 SCALES = "scales.safetensors"  # trained ones, in the journal's folder
 
 
@@ -354,7 +364,7 @@ def _weigh(work: _Work, name: str) -> dict[str, Any]:
             found = squares.setdefault(layout.planes, [])
             if len(found) > index:
                 continue  # a scale per row or per tensor leaves much the same singular values
-            most = int(1.5 * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
+            most = int(WEIGHED * max(room - layout.nbytes(shape), 0) / layout.rank_bytes(shape))
             most = min(most + 1, *shape)
             few = len(found[0]) if found else min(FEW, most)
             ranks = spectrum(rest, few, seed=_seed(method, name))
@@ -373,7 +383,7 @@ def _tried(method: DeltaMethod, shape: tuple[int, int]) -> dict[tuple[int, bool]
     return {
         key: layout
         for key, layout in sorted(keys.items())
-        if not layout.planes or layout.nbytes(shape) <= 1.5 * room
+        if not layout.planes or layout.nbytes(shape) <= WEIGHED * room
     }
 
 
@@ -413,8 +423,13 @@ def _delta(plan: DeltaPlan, own: Stored, name: str, index: int) -> Tensor:
     part = slice(0, common[0]) if len(common) == 2 else slice(index, index + 1)
     delta = plan.tuned.read(name, part).float()
     check_finite(name, delta)
-    delta -= plan.base.read(name, part)
+    base = plan.base.read(name, part)
+    # By rows: torch would first make float32 of the whole base (2.13).
+    for mine, theirs in zip(delta.split(ROWS, -2), base.split(ROWS, -2), strict=True):
+        mine -= theirs
+    del base, theirs
     check_finite(name, delta)
+    machine.return_freed_memory()  # of what was read, and of the matrix before
     return delta.reshape(common[-2:])
 
 
@@ -433,6 +448,7 @@ def _write(work: _Work, writer: Writer, name: str) -> dict[str, Any]:
     for index in range(count):
         delta = _delta(plan, own, name, index)
         packed: PackedDelta = plan.method.solve(delta, own.layout, _seed(plan.method, name))
+        machine.return_freed_memory()
         for key, tensor in packed.tensors(module_of(name)).items():
             parts.setdefault(key, []).append(tensor)
         sums = [a + b for a, b in zip(sums, _sums(delta, packed), strict=True)]
