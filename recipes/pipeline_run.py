@@ -171,7 +171,7 @@ def _finish(
             "totals": totals,
             "files": manifest.hashes(folder),
             "seeds": {key: seed for one in made for key, seed in one.seeds.items()},
-            "notes": list(plan.notes),
+            "notes": list(dict.fromkeys([*plan.notes, *(n for one in made for n in one.notes)])),
         }
     )
     manifest.write(folder, whole)
@@ -179,7 +179,8 @@ def _finish(
     def step(what: str, done: int, total: int) -> None:
         progress(Progress("score", done, total, what))
 
-    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
+    gates = plan.recipe.gates
+    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step, gates)
     text = card.write(plan.passes[-1], whole, report, _gain(plan, folder, progress))
     write_file(folder / "README.md", text.encode())
     check_whole(folder)

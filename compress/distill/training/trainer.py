@@ -162,7 +162,9 @@ class _Trainer:
                 hint=f"use `batch: {ranks}` or more",
             )
         if self.method.gradient_checkpointing:
-            job.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model = job.student.model  # the name that transformers had before 5.23 is going away
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         trainee = Trainee(job.student.model, self.method, job.width)
         self.maps = trainee.maps
         self.parameters = [own for own in trainee.parameters() if own.requires_grad]

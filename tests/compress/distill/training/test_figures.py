@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,32 @@ def test_parts_add_up_in_any_order() -> None:
     assert one["entropy_ratio"] == pytest.approx(1)
 
 
+def searched(
+    parts: list[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[float, Callable[[int, float], float]]:
+    """Try temperatures one after the other on every second part, in numpy, finer and finer.
+
+    Returns the best, and what gives the likelihood of one half at a temperature, nats.
+    """
+
+    def loss(side: int, heat: float) -> float:
+        total, count = 0.0, 0
+        for logits, targets in parts[side::2]:
+            scaled = logits.double().numpy() / heat
+            top = scaled.max(1)
+            log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(1))
+            total += float((log_sum - scaled[np.arange(len(scaled)), targets.numpy()]).sum())
+            count += len(targets)
+        return total / count
+
+    low, high = 0.25, 4.0
+    for _ in range(5):
+        tried = np.linspace(low, high, 41)
+        best = int(np.argmin([loss(0, float(heat)) for heat in tried]))
+        low, high = float(tried[max(best - 1, 0)]), float(tried[min(best + 1, 40)])
+    return float(tried[best]), loss
+
+
 def test_a_temperature_undoes_what_was_made_too_sure() -> None:
     draw = torch.Generator().manual_seed(0)
     parts = []
@@ -49,7 +77,13 @@ def test_a_temperature_undoes_what_was_made_too_sure() -> None:
         parts.append((2.5 * logits, targets))
     found = fit_temperature(parts)
     assert found is not None
-    assert found.temperature == pytest.approx(2.5, rel=0.1)
+    heat, loss = searched(parts)
+    assert found.temperature == pytest.approx(heat, rel=1e-4)
+    assert found.temperature != pytest.approx(searched(parts[1:])[0], rel=1e-4)  # the other split
+    assert 2.3 < heat < 2.7
+    assert found.before == pytest.approx(loss(1, 1.0), rel=1e-7)
+    assert found.after == pytest.approx(loss(1, found.temperature), rel=1e-7)
+    assert found.after != pytest.approx(loss(0, found.temperature), rel=1e-4)
     assert found.after < found.before - 0.1
     assert (found.fitted, found.judged) == (4000, 4000)
     assert fit_temperature(parts[:1]) is None

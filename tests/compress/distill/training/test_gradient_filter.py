@@ -25,13 +25,18 @@ def test_lengths_are_those_of_each_window_alone(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     teacher = load(tiny_model("llama", seed=5))
-    ids = torch.randint(int(teacher.config.vocab_size), (3, 8))
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(int(teacher.config.vocab_size), (3, 8), generator=draw)
     windows = Windows(ids, torch.ones(3, 7).bool(), "x", "a")
     student = open_student(Checkpoint.open(tiny_model("llama")))
     job = Job(Logits(), student, LiveTeacher(teacher), None, windows, windows, tmp_path)
     found = gradient_norms(job)
-    q = student.model(ids[1:2]).logits[:, :-1].log_softmax(-1)
-    p = teacher(ids[1:2]).logits[:, :-1].detach().log_softmax(-1)
-    (p.exp() * (p - q)).sum(-1).mean().backward()
-    squares = [float(own.grad.square().sum()) for own in student.model.parameters()]
-    assert float(found[1]) == pytest.approx(math.sqrt(sum(squares)), rel=1e-4)
+    for row in range(3):
+        student.model.zero_grad()
+        q = student.model(ids[row : row + 1]).logits[:, :-1].log_softmax(-1)
+        p = teacher(ids[row : row + 1]).logits[:, :-1].detach().log_softmax(-1)
+        (p.exp() * (p - q)).sum(-1).mean().backward()
+        squares = [float(own.grad.square().sum()) for own in student.model.parameters()]
+        length = math.sqrt(sum(squares))
+        assert float(found[row]) == pytest.approx(length, rel=1e-4)
+        assert float(found[row - 1]) != pytest.approx(length, rel=1e-2)  # of another window

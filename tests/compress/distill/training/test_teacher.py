@@ -41,8 +41,17 @@ def test_with_all_tokens_stored_it_says_what_a_live_one_does(
     assert logits is not None
     want = (logits / temperature).log_softmax(-1).gather(-1, few[1])
     torch.testing.assert_close(few[0], want, rtol=1e-5, atol=1e-5)
+    other_rows = stored.training(torch.tensor([4, 1]), both["training"].ids[rows]).few
+    assert other_rows is not None
+    assert not torch.allclose(other_rows[0], want, rtol=1e-2, atol=1e-2)
     one, other = (measure(student, both["held_out"], own, 2).to_json() for own in (stored, live))
     assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    third = LiveTeacher(load(tiny_model("llama", seed=7)))
+    wrong = measure(student, both["held_out"], third, 2).to_json()
+    for name in ("kl", "teacher_entropy", "entropy_ratio"):
+        assert wrong[name] != pytest.approx(one[name], rel=1e-2), name
+    elsewhere = measure(student, windows(vocab, 2), live, 2).to_json()
+    assert elsewhere["kl"] != pytest.approx(one["kl"], rel=1e-2)
 
 
 def test_another_teacher_text_or_temperature_and_half_a_cache_are_refused(
