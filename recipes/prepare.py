@@ -22,10 +22,13 @@ from unicomp.errors import CheckpointError, UnicompError
 from unicomp.evaluate import scores
 from unicomp.evaluate.score import score
 from unicomp.evaluate.scores import Subject
+from unicomp.evaluate.verdicts.gates import decide
 from unicomp.hub import Source
+from unicomp.recipes.gate_file import to_gates
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.planned import Planned
+from unicomp.recipes.schema import Gate
 from unicomp.writer import Writer, copy_file, publish, write_file
 
 PIECE = 1 << 24  # elements of a tensor that stays as it is, copied at once
@@ -104,20 +107,27 @@ def score_output(
     axes: tuple[str, ...],
     held_out: str | None,
     show: Callable[[str, int, int], None],
+    gates: Sequence[Gate] = (),
 ) -> dict[str, Any] | None:
     """Score a finished folder against its source on some axes; write `report.json`.
 
     name      what the report calls it
+    axes      where there are none but gates, efficiency, which needs no text: gates on anything
+              else then stay open
     held_out  the text for axes that read one
     show      called with what is measured, units done, and units in all
+    gates     the recipe's; the report has their verdicts
     """
-    if not axes:
+    if not axes and not gates:
         return None
 
+    axes = axes or ("efficiency",)
     show(", ".join(axes), 0, 0)
     report = score(folder, source.folder, axes=axes, text=held_out, progress=show)
     baseline = Subject(id=source.id, revision=source.revision)
     report = report.model_copy(update={"model": Subject(id=name), "baseline": baseline})
+    verdicts = [verdict.to_json() for verdict in decide(report, to_gates(gates))]
+    report = report.model_copy(update={"gates": verdicts})
     scores.write(folder / "report.json", report)
     return report.to_json()
 
