@@ -75,6 +75,21 @@ MaxMemory = Annotated[
         "any work. Default: what the machine has.",
     ),
 ]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="LOADER,...",
+        help="Loaders that are to take the output, as `transformers>=5,vllm==0.33,llama.cpp`: what "
+        "they would not take is listed. Repeatable.",
+    ),
+]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        "--tp", min=1, metavar="N", help="Processes that a loader cuts each linear into, for vLLM."
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

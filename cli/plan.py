@@ -1,16 +1,27 @@
 """`unicomp plan`: what a recipe would do, from headers only."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unicomp import size
-from unicomp.cli import shape, show, training
-from unicomp.cli.options import Json, MaxMemory, Quiet, RecipeModel, RecipeName, Set
+from unicomp.cli import lint, shape, show, training
+from unicomp.cli.options import (
+    Json,
+    MaxMemory,
+    Quiet,
+    RecipeModel,
+    RecipeName,
+    Set,
+    Target,
+    TensorParallel,
+)
 
 if TYPE_CHECKING:
     from unicomp.kernels.packed import Scheme
     from unicomp.recipes.pipeline import Pipeline
-    from unicomp.recipes.plan import Fate, Plan
+    from unicomp.recipes.plan import Plan
+    from unicomp.recipes.planned import Fate
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -19,50 +30,67 @@ def plan(
     recipe: RecipeName,
     model: RecipeModel = None,
     set_: Set = None,
+    target: Target = None,
+    tp: TensorParallel = 1,
     max_memory: MaxMemory = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a recipe would do: each tensor's fate, bytes, memory and time. Reads no weights.
 
-    Example: unicomp plan quickstart builtin:tinyworld
+    What the loaders of `--target`, and of the recipe's own `target`, would not take of the output
+    is listed with what to do instead.
+
+    Example: unicomp plan quickstart builtin:tinyworld --target transformers>=5,llama.cpp
     """
     from unicomp.cli import delta
     from unicomp.recipes.load import read
     from unicomp.recipes.pipeline import plan as make
 
+    lint.check_targets(target or [])
     loaded, text = read(recipe, overrides=set_ or [])
     if loaded.stages[0].verb == delta.VERB:
+        lint.refuse_delta(target)
         delta.carry_out(loaded, model, None, None, max_memory=max_memory, json=json)
         return
-    show_plan(make(loaded, model=model, text=None if set_ else text, max_memory=max_memory), json)
+    found = make(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
+    show_plan(found, json, target or [], tp)
 
 
-def show_plan(found: "Plan | Pipeline", json: bool) -> None:
-    """Write a plan to stdout; of several passes one after the other."""
+def show_plan(
+    found: "Plan | Pipeline", json: bool, targets: Sequence[str] = (), tp: int = 1
+) -> None:
+    """Write a plan to stdout; of several passes one after the other, what loaders say at the end.
+
+    targets  loaders to ask beside the recipe's own
+    tp       processes that each linear is cut into
+    """
+    asked = [*found.recipe.target, *targets]
+    said = lint.of_plan(found, asked, tp) if asked else None
+    told = {} if said is None else said.to_json()
     from unicomp.recipes.cutting import CutPlan
     from unicomp.recipes.distilling import DistillPlan
     from unicomp.recipes.plan import Plan
     from unicomp.recipes.planned import figures
 
     if json and isinstance(found, Plan):
-        show.json(figures(found), {"tensors": found.rows()})
+        show.json(figures(found) | told, {"tensors": found.rows()})
         return
     if json:
-        show.json(found.to_json())
+        show.json(found.to_json() | told)
         return
-    if isinstance(found, Plan):
-        _show_pass(found)
-        return
-    if len(found.passes) > 1:
+    parts = (found,) if isinstance(found, Plan) else found.passes
+    if len(parts) > 1 and not isinstance(found, Plan):
         show.text(shape.passes(found))
-    for one in found.passes:
+    for one in parts:
         if isinstance(one, CutPlan):
             shape.show_cut(one)
         elif isinstance(one, DistillPlan):
             training.show_distill(one)
         else:
             _show_pass(one)
+    if said is not None:
+        said.show()
 
 
 def _show_pass(found: "Plan") -> None:

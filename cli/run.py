@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unicomp import processes, size
-from unicomp.cli import delta, shape, show, training
+from unicomp.cli import delta, lint, shape, show, training
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -21,7 +21,7 @@ from unicomp.cli.options import (
     Set,
 )
 from unicomp.cli.plan import show_plan
-from unicomp.cli.score import show_report
+from unicomp.cli.score import ENDS, show_report
 from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -106,6 +106,31 @@ def carry_out(
         show.json(made.to_json())
     else:
         _show(made, out)
+    if found.recipe.target:
+        _ask_again(found, out)
+    if code := _decided(out, json):
+        raise typer.Exit(code)
+
+
+def _ask_again(found: "Plan | Pipeline", out: Path) -> None:
+    """Let the loaders of the recipe's `target` say of the finished folder what they said before."""
+    from unicomp.hub import resolve
+
+    for finding in lint.of_source(resolve(str(out)), found.recipe.target).findings:
+        show.note(f"lint: {finding.words()}")
+
+
+def _decided(out: Path, json: bool) -> int:
+    """Show what became of the recipe's gates, and return the exit code that they make."""
+    if not (out / "report.json").is_file():
+        return 0
+    from unicomp.evaluate.scores import read
+    from unicomp.evaluate.verdicts.gates import Verdict, outcome
+
+    verdicts = [Verdict(**own) for own in read(out / "report.json").gates]
+    for verdict in () if json else verdicts:
+        show.text(f"gate {verdict}")
+    return ENDS[outcome(verdicts)]
 
 
 def _show(made: "Manifest", out: Path) -> None:

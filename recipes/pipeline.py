@@ -122,6 +122,10 @@ def plan(
     Raises RecipeError or UnicompError where a stage cannot be carried out on what the ones before
     it leave, or not within `max_memory`.
     """
+    # Here, not above: the rules look at plans.
+    from unicomp.recipes.lint.rules import chosen
+
+    chosen(recipe.target)  # so that a loader without rules is refused now, not after the work
     passes = _passes(recipe)
     if len(passes) == 1 and not isinstance(passes[0][0].options, ALONE):
         return plans.plan(recipe, model=model, text=text, max_memory=max_memory)
@@ -135,8 +139,6 @@ def plan(
         made.append(one)
         dense = one.result() if isinstance(one, CutPlan) else replace(dense, notes=())
     scored, held_out = plans.what_is_scored(recipe, source)
-    if recipe.gates:
-        made[-1] = replace(made[-1], notes=(*made[-1].notes, plans.GATES))
     return Pipeline(
         recipe=recipe,
         text=recipe.dump() if text is None else text,

@@ -30,48 +30,12 @@ from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, context_length, describe
 from unicomp.recipes.forecast import hidden_bytes, hidden_size, measured_rate, memory, operations
-from unicomp.recipes.planned import figures
+from unicomp.recipes.planned import Fate, figures
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
 
 # Axes whose scores need a text that no recipe names yet; only the builtin models bring one.
 READING = ("accuracy", "fidelity", "calibration", "safety")
-
-
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """What becomes of one tensor.
-
-    name       the module's name for a linear of a layer, else the tensor's, both in the output
-    role       linear, embedding, head, norm, bias, router or other
-    scheme     how it is quantized, None where it is not
-    sparsity   its zeros, None where it is not pruned
-    why        why it stays as it is, or is stored otherwise than asked; None where as asked
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    scheme: Scheme | None
-    why: str | None
-    bytes_in: int
-    bytes_out: int
-    sparsity: Sparsity | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {
-            "name": self.name,
-            "role": self.role,
-            "shape": list(self.shape),
-            "bits": self.scheme.bits if self.scheme else None,
-            "group_size": self.scheme.group_size if self.scheme else None,
-            "symmetric": self.scheme.symmetric if self.scheme else None,
-            "sparsity": str(self.sparsity) if self.sparsity else None,
-            "why": self.why,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +193,15 @@ class Plan:
     def scale_dtype(self) -> torch.dtype:
         """The dtype in which scales are stored."""
         return self.format.scale_dtype(self.dtype)
+
+    def config(self) -> dict[str, Any]:
+        """Return the output's config.json."""
+        linears = (fate.name for fate in self.fates.values() if fate.role == "linear")
+        dense = [*(name for name in linears if name not in self.schemes), "lm_head"]
+        config = dict(self.dense.config)
+        if self.schemes:
+            config["quantization_config"] = self.format.config(self.schemes, dense)
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -471,7 +444,6 @@ def _fates(
             yield _kept(dense, model, name)
 
 
-GATES = "gates are kept in the recipe but not decided yet"
 IGNORED = "ignored by the recipe"
 _WHY = {
     "embedding": "an embedding is a table: no product reads it whole",
@@ -583,8 +555,6 @@ def _notes(
             f"{', '.join(unread)}: not scored, for want of a held-out text; afterwards: "
             f"`unicomp score OUT --baseline {source.id} --text FILE`"
         )
-    if recipe.gates:
-        yield GATES
 
 
 def working_folder(out: Path) -> Path:

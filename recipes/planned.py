@@ -1,14 +1,53 @@
 """What every plan of one pass over the model says, to a run and to a reader."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.method import Method
+from unicomp.compress.sparsity import Sparsity
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource
+from unicomp.kernels.packed import Scheme
 from unicomp.models import Model
 from unicomp.recipes.schema import Recipe, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one tensor.
+
+    name       the module's name for a linear of a layer, else the tensor's, both in the output
+    role       linear, embedding, head, norm, bias, router or other
+    scheme     how it is quantized, None where it is not
+    sparsity   its zeros, None where it is not pruned
+    why        why it stays as it is, or is stored otherwise than asked; None where as asked
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    scheme: Scheme | None
+    why: str | None
+    bytes_in: int
+    bytes_out: int
+    sparsity: Sparsity | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "shape": list(self.shape),
+            "bits": self.scheme.bits if self.scheme else None,
+            "group_size": self.scheme.group_size if self.scheme else None,
+            "symmetric": self.scheme.symmetric if self.scheme else None,
+            "sparsity": str(self.sparsity) if self.sparsity else None,
+            "why": self.why,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
 
 
 class Planned(Protocol):

@@ -8,7 +8,8 @@ from torch import Tensor
 from unicomp import machine, manifest
 from unicomp.compress.layerwise import Solved
 from unicomp.compress.method import Pruned, Solution
-from unicomp.recipes.plan import Fate, Plan
+from unicomp.recipes.plan import Plan
+from unicomp.recipes.planned import Fate
 
 
 def quantized(plan: Plan, solved: Solved, solution: Solution) -> manifest.Module:

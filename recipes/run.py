@@ -457,15 +457,8 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     plan, folder = work.plan, work.folder
     work.show(Progress("finish", 0, 0, "writing the configuration, manifest and card"))
     work.writer.finish()
-    dense = [
-        fate.name
-        for fate in plan.fates.values()
-        if fate.role == "linear" and fate.name not in plan.schemes
-    ]
-    dense += ["lm_head"]
-    config = dict(plan.dense.config)
+    config = plan.config()
     if plan.schemes:
-        config["quantization_config"] = plan.format.config(plan.schemes, dense)
         for name, content in plan.format.extra_files(config["quantization_config"]).items():
             write_file(folder / name, content.encode())
     write_beside(plan, folder, config)
@@ -479,7 +472,8 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
         work.show(Progress("score", done, total, what))
 
     name = folder.name.removesuffix(".partial")
-    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step)
+    gates = plan.recipe.gates
+    report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step, gates)
     write_file(folder / "README.md", card.write(plan, made, report).encode())
     check_whole(folder)
     return made

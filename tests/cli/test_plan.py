@@ -63,3 +63,36 @@ def test_memory_is_declined_before_any_work(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert "hint: give at least " in err
+
+
+def test_loaders_are_asked(capsys: Capture) -> None:
+    words = ["plan", "quickstart", "builtin:tinyworld", "--target", "transformers>=5,vllm==0.33"]
+    assert exit_code([*words, "--set", "stages.0.symmetric=false", "--tp", "3"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lint: ")]
+    assert any(line.startswith("lint: vllm 0.33: so many processes would cut") for line in lines)
+    assert any(
+        "do not divide the heads: `num_attention_heads`; use fewer" in line for line in lines
+    )
+    assert lines[-1].startswith("lint: transformers 5.23: nothing against it")
+    assert exit_code([*words, "--target", "llama.cpp", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["loader"] for one in found["targets"]] == ["transformers", "vllm", "llama.cpp"]
+    assert [(one["loader"], one["rule"]) for one in found["findings"]] == [("llama.cpp", "folder")]
+    assert found["schema"] == "unicomp.plan/1"
+    assert found["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["quickstart", "builtin:tinyworld", "--target", "vlm"], "unknown loader `vlm`"),
+        (["quickstart", "--target", "vllm==0.9"], "only the rules of 0.33 are known"),
+        (["quickstart", "--set", "target=[vllm==0.9]"], "only the rules of 0.33 are known"),
+    ],
+)
+def test_loaders_without_rules_are_refused(words: list[str], says: str, capsys: Capture) -> None:
+    assert exit_code(["plan", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert (err.count("error: "), err.count("hint: ")) == (1, 1)

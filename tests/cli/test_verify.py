@@ -48,3 +48,22 @@ def test_an_unreadable_manifest_is_an_error(tmp_path: Path, capsys: Capture) -> 
     out, err = capsys.readouterr()
     assert out == ""
     assert "has schema `None`" in err
+
+
+def test_what_a_loader_would_not_take_is_a_problem(tmp_path: Path, capsys: Capture) -> None:
+    """A folder is sound; with a word of its config changed, vLLM would refuse it."""
+    folder = tmp_path / "out"
+    run = ["run", "w4-rtn", "builtin:tinyworld", "--out", str(folder), "--quiet"]
+    assert exit_code([*run, "--set", "score=[]"]) == 0
+    capsys.readouterr()
+    asked = ["verify", str(folder), "--target", "vllm==0.33"]
+    assert exit_code(asked) == 0
+    assert "lint: vllm 0.33: nothing against it" in capsys.readouterr().out
+    assert exit_code([*asked, "--tp", "3"]) == 1
+    assert "error: vllm 0.33: so many processes" in capsys.readouterr().err
+    assert exit_code(["verify", str(folder), "--target", "llama.cpp", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == []
+    assert [one["rule"] for one in found["findings"]] == ["folder"]
+    assert exit_code(["verify", str(folder), "--target", "lama.cpp"]) == 1
+    assert "hint: did you mean `llama.cpp`?" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""What transformers does not take, or takes wrongly: 5.23 with compressed-tensors 0.20.
+
+Of compressed-tensors and BitNet each was tried; of GPTQ, whose loading wants gptqmodel, read.
+"""
+
+from unicomp.recipes.lint import conditions as when
+from unicomp.recipes.lint.rules import Loader, Rule
+
+CT, GPTQ, BITNET = ("compressed-tensors",), ("gptq",), ("bitnet",)
+METHODS = frozenset(
+    "awq bitsandbytes gptq aqlm quanto quark fouroversix fp_quant eetq higgs hqq "
+    "compressed-tensors fbgemm_fp8 torchao bitnet vptq spqr fp8 gguf nvfp4 mxfp8 auto-round "
+    "mxfp4 metal sinq gemma".split()
+)
+
+TRANSFORMERS = Loader(
+    "transformers",
+    "5.23",
+    "tried with compressed-tensors 0.20",
+    (
+        Rule(
+            "method",
+            when.said(lambda o: o.method is not None and o.method not in METHODS, "quant_method"),
+            "it knows no such method of quantization",
+            "export to compressed-tensors",
+        ),
+        Rule(
+            "tied-head",
+            when.tied_head,
+            "a packed head that shares the embedding's weight loads and fails in the first pass",
+            "add it to `ignore`",
+        ),
+        Rule(
+            "sparse-format",
+            when.said(when.dropped_sparsity, "sparsity_config"),
+            "the sparse formats left compressed-tensors with 0.15",
+            "store zeros densely, or quantized",
+            CT,
+        ),
+        Rule(
+            "actorder",
+            when.said(when.ordered, "actorder"),
+            "compressed-tensors 0.19 and later refuse groups in the order of activations",
+            "store columns in their own order, `actorder: static`",
+            CT,
+        ),
+        Rule(
+            "odd-width-layout",
+            when.each(when.sparse_words),
+            "words of whole codes, as compressed-tensors wrote 3, 5, 6 and 7 bits before 0.18",
+            "quantize again: codes run on over the words now",
+            CT,
+        ),
+        Rule(
+            "undivided-group",
+            when.each(when.undivided),
+            "its group does not divide the columns, so that the scales have another shape",
+            "use a group size that divides, or one scale a row",
+            CT,
+        ),
+        Rule(
+            "zero-points",
+            when.loose_zero_points,
+            "packed zero points load only where the config says `dequantize: true`",
+            "quantize symmetrically",
+            CT,
+        ),
+        Rule(
+            "one-scheme",
+            when.mixed_dequantized,
+            "weights that are made dense at load must share one scheme, and this has another",
+            "use one scheme for all",
+            CT,
+        ),
+        Rule(
+            "conv1d",
+            when.packed_conv1d,
+            "a packed Conv1D loads only where the config says `dequantize: true`",
+            "export to gptq",
+            CT,
+        ),
+        Rule(
+            "packed-experts",
+            when.experts_apart,
+            "packed experts are thrown away unless all share one symmetric scheme",
+            "use one symmetric scheme for all experts",
+            CT,
+        ),
+        Rule(
+            "plain-experts",
+            when.plain_experts,
+            "plain experts beside packed linears are thrown away unless they are stacked",
+            "quantize with `target: [transformers]`, which stacks them",
+            CT,
+        ),
+        Rule(
+            "config-disagrees",
+            when.disagreeing,
+            "the tensors are not what `targets` and `ignore` say",
+            "anchor the patterns: they match from the start of a name, and not to its end",
+            CT,
+        ),
+        Rule(
+            "gptq-width",
+            when.each(lambda one: when.bits(one, 2, 3, 4, 8)),
+            "gptq has kernels for 2, 3, 4 and 8 bits; 5 to 7 are of the planar layout",
+            "use one of those, or compressed-tensors",
+            GPTQ,
+        ),
+        Rule(
+            "gptq-planar",
+            when.said(lambda o: o.quantization.get("checkpoint_format") == "gptq_p", "gptq_p"),
+            "the planar layout is GPTQModel's own",
+            "export to gptq",
+            GPTQ,
+        ),
+        Rule(
+            "gptq-three-bits",
+            when.version_one(lambda one: not when.bits(one, 3)),
+            "3 bits in version 1 were written in two ways that no file tells apart",
+            "use `checkpoint_format: gptq_v2`",
+            GPTQ,
+        ),
+        Rule(
+            "gptq-zero-points",
+            when.version_one(when.shifted),
+            "version 1 stores a zero point less one, and has no word for 0",
+            "use `checkpoint_format: gptq_v2`, or quantize symmetrically",
+            GPTQ,
+        ),
+        Rule(
+            "gptq-undivided",
+            when.each(lambda one: when.undivided(one) or when.half_words(one)),
+            "its group, or its words of codes, do not divide the columns",
+            "use a group size that divides, or one scale a row",
+            GPTQ,
+        ),
+        Rule(
+            "bitnet-scale",
+            when.each(when.wrong_scale),
+            "`bitlinear` divides by the scale and `autobitlinear` multiplies: this is the other's",
+            "export it again, or mend `linear_class`",
+            BITNET,
+        ),
+        Rule(
+            "bitnet-one-scale",
+            when.each(when.many_scales),
+            "BitNet has one scale for a whole weight",
+            "quantize with one scale a tensor, or export to compressed-tensors",
+            BITNET,
+        ),
+    ),
+)
