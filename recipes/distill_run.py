@@ -43,7 +43,7 @@ from unicomp.compress.distill.training.windows import (
     split,
     unpacked,
 )
-from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.load import load
 from unicomp.manifest import Manifest
@@ -119,10 +119,21 @@ def run_distill(
     with workplace(plan, folder, out, mark, overwrite=overwrite, resume=resume) as place:
         if not place.journal.entries:
             check_values(plan)
+            _check_teacher(plan)
             place.journal.append({"checked": True})
         place.begun = True
         return _carry_out(
             _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
+        )
+
+
+def _check_teacher(plan: DistillPlan) -> None:
+    """Refuse a teacher whose weights hold NaN or Inf: the student would learn nothing else."""
+    problem = next(manifest.wrong_values(Checkpoint.open(plan.teacher.folder)), None)
+    if problem is not None:
+        raise CheckpointError(
+            f"teacher `{plan.teacher.id}`: {problem}",
+            hint="download it again, or learn from an earlier checkpoint",
         )
 
 
