@@ -271,5 +271,6 @@ def copy(path: File, to: File, *, overwrite: bool = False) -> File:
         raise RecipeError([(f"{target}: exists already", hint)]) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise RecipeError([(f"{target}: cannot be written: {reason}", None)]) from error
+        hint = "name a file in a folder that exists and can be written"
+        raise RecipeError([(f"{target}: cannot be written: {reason}", hint)]) from error
     return target
