@@ -11,7 +11,10 @@ from unicomp.cli.options import Json, Model, Quiet
 from unicomp.cli.score_options import Baseline, How, Result, What, grouped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unicomp.evaluate.scores import Report, Score
+    from unicomp.manifest import Stage
 
 ENDS = {"pass": 0, "fail": 3, "inconclusive": 4}  # outcome of the gates -> exit code
 FAILED = 1  # where no gate says more: something that was asked for could not be measured
@@ -44,6 +47,7 @@ def score(
     for file in (result.out, result.junit, result.html):
         if file is not None:
             scores.check_target(file)
+    stages = _stages(model) if result.html is not None else ()
     words = {
         "axes": None if what.axes is None else _words(what.axes),
         "tasks": _words(what.tasks),
@@ -65,7 +69,7 @@ def score(
     if result.junit is not None:
         verdict_file.write(result.junit, report.model.id, verdicts)
     if result.html is not None:
-        sheet.write(result.html, scorecard.render(report))
+        sheet.write(result.html, scorecard.render(report, stages))
     if json:
         show.json(report.to_json())
     else:
@@ -78,6 +82,15 @@ def score(
         show.error(f"`{names[0]}`{more}: {reason}", hint=hint)
     if code := ENDS[gates.outcome(verdicts)] or (FAILED if failed else 0):
         raise typer.Exit(code)
+
+
+def _stages(model: str) -> "Sequence[Stage]":
+    """Return the stages that made a model, where its folder says so."""
+    from unicomp import manifest
+    from unicomp.hub import resolve
+
+    folder = resolve(model).folder
+    return manifest.read(folder).stages if (folder / manifest.NAME).is_file() else ()
 
 
 def _words(text: str) -> list[str]:

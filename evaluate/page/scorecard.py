@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unicomp import size
-from unicomp.evaluate.page import plots
+from unicomp.evaluate.page import plots, training
 from unicomp.evaluate.page.sheet import Markup, badge, figure, markup, number, page, span, table
 from unicomp.evaluate.scores import Report, Score
 from unicomp.evaluate.verdicts.change import change
 from unicomp.evaluate.verdicts.gates import matches
+from unicomp.manifest import Stage
 
 ABOUT = {
     "accuracy": "What the model gets right, and how well it predicts text.",
@@ -50,8 +51,8 @@ FLIPS = {
 }
 
 
-def render(report: Report) -> str:
-    """Return the page of a report."""
+def render(report: Report, stages: Sequence[Stage] = ()) -> str:
+    """Return the page of a report; stages are those that made the model, if that is known."""
     beside = "" if report.baseline is None else f" beside {report.baseline.id}"
     parts = [
         f"<h1>{markup(report.model.id)}</h1>",
@@ -68,6 +69,7 @@ def render(report: Report) -> str:
             parts += [_scores(scores, report.baseline is not None), *_reasons(scores)]
         if axis == "safety":
             parts += _examples(scores)
+    parts += training.section(stages)
     parts.append(_foot(report))
     return page(f"{report.model.id}{beside}", parts)
 
