@@ -27,14 +27,18 @@ _begun: dict[_State, "Future[Digest]"] = {}
 
 
 def begin(paths: Iterable[Path]) -> None:
-    """Begin to hash files, one after the other, on a thread; what fails `of_file` says again."""
+    """Begin to hash files, one after the other, on a thread; what fails `of_file` says again.
+
+    What was begun already is not begun twice.
+    """
     ahead: list[tuple[Path, Future[Digest]]] = []
     for path in paths:
         try:
             key = _state(path)
         except OSError:
             continue
-        ahead.append((path, _begun.setdefault(key, Future())))
+        if key not in _begun:
+            ahead.append((path, _begun.setdefault(key, Future())))
 
     def work() -> None:
         for path, future in ahead:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,30 @@ def test_several_are_hashed_in_turn_and_one_that_is_not_there_is_left(tmp_path: 
         assert hashing.of_file(file) == digest(file.name.encode() * 100)
     with pytest.raises(FileNotFoundError):
         hashing.of_file(tmp_path / "none")
+
+
+def test_what_is_begun_twice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process may run two commands on one file, of which the first never asked for it."""
+    reads: list[Path] = []
+    read = hashing._read
+
+    def counted(path: Path) -> hashing.Digest:
+        reads.append(path)
+        return read(path)
+
+    failed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    monkeypatch.setattr(hashing, "_read", counted)
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    for _ in range(2):
+        hashing.begin([file])
+        for thread in threading.enumerate():
+            if thread.name == "hashing":
+                thread.join()
+    assert hashing.of_file(file) == digest(b"one")
+    assert reads == [file]
+    assert not failed
 
 
 def test_a_file_that_changed_since_is_read_again(tmp_path: Path) -> None:
