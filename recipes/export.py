@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from unicomp import __version__, gguf_model, gguf_tokenizer, machine, manifest
+from unicomp import __version__, gguf_model, gguf_tokenizer, machine, manifest, text
 from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
@@ -244,8 +244,8 @@ def _folder(
     codes = [work.codes[linear.module] for linear in kept.values()]
     config = dict(work.dense.config)
     config["quantization_config"] = target.config(codes, [*dense, "lm_head"])
-    for name, text in target.extra_files(config["quantization_config"]).items():
-        write_file(partial_ / name, text.encode())
+    for name, content in target.extra_files(config["quantization_config"]).items():
+        write_file(partial_ / name, content.encode())
     write_file(partial_ / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     made = _manifest(work, target, kind, partial_, metas, time.monotonic() - began)
     manifest.write(partial_, made)
@@ -363,7 +363,8 @@ def _file(work: _Work, target: Export, out: Path, show: Show) -> Exported:
     config = work.dense.config
     fields, notes = gguf_model.metadata(config)
     arch = gguf_model.architecture(config)
-    words = gguf_tokenizer.describe(work.source.folder, int(config["vocab_size"]))
+    folder = work.source.folder
+    words = gguf_tokenizer.describe(text.tokenizer(folder), folder, int(config["vocab_size"]))
     pieces, verdicts = _pieces(work)
     kinds = Counter[str]()
     for piece in pieces:

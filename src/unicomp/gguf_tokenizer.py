@@ -66,17 +66,15 @@ class Words:
     notes: tuple[str, ...]
 
 
-def describe(folder: Path, vocab: int) -> Words:
+def describe(tokenizer: Any, folder: Path, vocab: int) -> Words:
     """Return what a GGUF file says of the tokenizer of a checkpoint folder.
 
-    vocab  rows of the embedding; ids beyond the tokenizer's are filled with unused tokens
+    tokenizer  as transformers loads it from there
+    vocab      rows of the embedding; ids beyond the tokenizer's are filled with unused tokens
 
     Raises UnsupportedError for a tokenizer that llama.cpp would cut otherwise.
     """
-    from unicomp.text import tokenizer as load
-
-    fast = load(folder)
-    backend = getattr(fast, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(folder, "it has no `tokenizer.json`")
     data = json.loads(backend.to_str())
@@ -103,16 +101,16 @@ def describe(folder: Path, vocab: int) -> Words:
     fields |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     for own, theirs in names.items():
-        number = getattr(fast, f"{own}_token_id")
+        number = getattr(tokenizer, f"{own}_token_id")
         if number is not None:
             fields[f"tokenizer.ggml.{theirs}_token_id"] = int(number)
             if own == "unk" and data["model"].get("byte_fallback"):
                 types[number] = UNKNOWN
-    ids = list(fast("a")["input_ids"])
-    fields["tokenizer.ggml.add_bos_token"] = bool(ids) and ids[0] == fast.bos_token_id
-    fields["tokenizer.ggml.add_eos_token"] = len(ids) > 1 and ids[-1] == fast.eos_token_id
-    if isinstance(fast.chat_template, str):
-        fields["tokenizer.chat_template"] = fast.chat_template
+    ids = list(tokenizer("a")["input_ids"])
+    fields["tokenizer.ggml.add_bos_token"] = bool(ids) and ids[0] == tokenizer.bos_token_id
+    fields["tokenizer.ggml.add_eos_token"] = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+    if isinstance(tokenizer.chat_template, str):
+        fields["tokenizer.chat_template"] = tokenizer.chat_template
     return Words(fields, tuple(notes))
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from unicomp import gguf_tokenizer
+from unicomp import gguf_tokenizer, text
 from unicomp.errors import UnsupportedError
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -34,7 +34,7 @@ def made(folder: Path, name: str, whole: bool = False, cut: str | None = None) -
 @pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "starcoder"])
 def test_the_way_of_cutting_is_found_by_trial(name: str, tmp_path: Path) -> None:
     folder = made(tmp_path, name, gguf_tokenizer.CUTS[name][1])
-    words = gguf_tokenizer.describe(folder, 300)
+    words = gguf_tokenizer.describe(text.tokenizer(folder), folder, 300)
     assert words.fields["tokenizer.ggml.pre"] == name
     assert words.notes == ()
     assert len(words.fields["tokenizer.ggml.tokens"]) == 300
@@ -45,9 +45,9 @@ def test_the_way_of_cutting_is_found_by_trial(name: str, tmp_path: Path) -> None
 def test_a_way_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, "qwen2", cut=r"\d{2}|\D+")
     with pytest.raises(UnsupportedError, match="no way of cutting that"):
-        gguf_tokenizer.describe(folder, 300)
+        gguf_tokenizer.describe(text.tokenizer(folder), folder, 300)
     data = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     data["normalizer"] = {"type": "Lowercase"}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UnsupportedError, match="its normalizer Lowercase"):
-        gguf_tokenizer.describe(folder, 300)
+        gguf_tokenizer.describe(text.tokenizer(folder), folder, 300)
