@@ -189,13 +189,7 @@ def write(path: Path, report: Report) -> None:
     """
     check_target(path)
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        write_file(path, text.encode())
-    except OSError as error:
-        raise UnicompError(
-            f"cannot write the report `{path}`: {error.strerror or error}",
-            hint="check the folder's permissions and the disk",
-        ) from error
+    write_file(path, text.encode())
 
 
 def check_target(path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from unicomp.errors import UnicompError
 from unicomp.writer import write_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -138,10 +137,4 @@ def write(path: Path, text: str) -> None:
 
     Raises UnicompError if it cannot be written.
     """
-    try:
-        write_file(path, text.encode())
-    except OSError as error:
-        raise UnicompError(
-            f"cannot write the page `{path}`: {error.strerror or error}",
-            hint="check the folder's permissions and the disk",
-        ) from error
+    write_file(path, text.encode())

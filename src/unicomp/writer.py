@@ -207,7 +207,7 @@ class Writer:
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file so that either the old or the new one is there, never half of it."""
     fresh = path.with_name(path.name + _FRESH)
-    with _written(path.parent, len(data)):
+    with _written(path, len(data)):
         with fresh.open("wb") as file:
             file.write(data)
             file.flush()
