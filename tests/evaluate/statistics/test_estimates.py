@@ -7,7 +7,7 @@ from statistics import NormalDist
 import pytest
 import torch
 from scipy.integrate import quad
-from scipy.stats import chi, nct
+from scipy.stats import chi, nct, skew
 from torch import Tensor
 
 from unicomp.evaluate.statistics import estimates, reliability
@@ -94,6 +94,37 @@ def test_scaled_scales_both() -> None:
 def test_unpaired_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="same clusters"):
         estimates.paired_difference(estimates.mean(torch.ones(3)), estimates.mean(torch.ones(4)))
+
+
+@pytest.mark.parametrize("n", [20, 80])
+def test_an_interval_of_a_skewed_mean_holds_the_truth(n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = plain = 0
+    half = estimates.t_quantile(0.975, n - 1)
+    for _ in range(DRAWS):
+        found = estimates.mean(torch.empty(n).exponential_(generator=generator))
+        low, high = found.interval() or (0, 0)
+        held += low <= 1 <= high
+        assert found.stderr is not None
+        plain += abs(found.value - 1) <= half * found.stderr
+    assert 0.935 <= held / DRAWS <= 0.965
+    assert (held - plain) / DRAWS > 0.01  # ends of equal length hold less
+    assert n > 20 or plain / DRAWS < 0.935
+
+
+def test_an_interval_follows_halls_transformation() -> None:
+    """Its ends, put into the cubic that makes the studentized mean even, are the t quantiles."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.empty(40, dtype=torch.float64).exponential_(generator=generator)
+    found = estimates.mean(values)
+    low, high = found.interval() or (0.0, 0.0)
+    assert found.stderr is not None
+    skewness = float(skew(values.numpy()))
+    slope = skewness / math.sqrt(40)
+    for end, sign in ((low, 1), (high, -1)):
+        away = (found.value - end) / found.stderr
+        moved = away + slope * away**2 / 3 + slope**2 * away**3 / 27 + slope / 6
+        assert moved == pytest.approx(sign * estimates.t_quantile(0.975, 39))
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -267,6 +298,6 @@ def test_power_and_alarms_of_a_difference_are_those_of_many_draws() -> None:
     assert told == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / draws))
     alarms = float((other.mean(1).abs() > away).double().mean())
     assert alarms == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / draws))
-    one = estimates.mean(other[0])
-    low, high = one.interval() or (0.0, 0.0)
-    assert (high - low) / 2 == pytest.approx(float(away[0]))
+    even = torch.cat([other[0, : n // 2], -other[0, : n // 2]])
+    low, high = estimates.mean(even).interval() or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(half * float(even.std()))
