@@ -198,6 +198,7 @@ def test_order_on_tinyworld(tmp_path: Path) -> None:
     hold_the_order(builtin.model("tinyworld"), "builtin:tinyworld", held_out, tmp_path)
 
 
+@pytest.mark.slow
 def test_shares_by_sensitivity_lose_less_than_equal_ones(tmp_path: Path) -> None:
     model, held_out = builtin.model("tinyworld"), str(builtin.heldout("heldout.txt"))
     for method in ("wanda", "sparsegpt"):

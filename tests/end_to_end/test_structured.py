@@ -356,6 +356,7 @@ def hold_the_gain(model: Path, calibration: str, held_out: str, tmp_path: Path) 
         assert found[True] <= 0.75 * found[False], (method, found)
 
 
+@pytest.mark.slow
 def test_refitting_pays_on_tinyworld(tmp_path: Path) -> None:
     held_out = str(builtin.heldout("heldout.txt"))
     hold_the_gain(builtin.model("tinyworld"), "builtin:tinyworld", held_out, tmp_path)
