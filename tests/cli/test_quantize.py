@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,20 +174,25 @@ def test_interrupted_by_a_signal_and_resumed(
     command = [sys.executable, "-m", "unicomp", "quantize", str(model), "--method", "rtn"]
     command += ["--group-size", "32", "--scale-search", "minmax", "--out", str(out)]
     one = os.environ | {"OMP_NUM_THREADS": "1"}  # the second process must not differ
-    with subprocess.Popen(
-        command, env=one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        talk = ""
-        for line in process.stderr:
-            talk += line
-            if "layers 2/12" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        talk += process.stderr.read()
-        assert process.stdout.read() == ""
-        assert process.wait() == 130
+    for _ in range(5):  # on a busy machine all may be done before the signal comes: once more
+        shutil.rmtree(out, ignore_errors=True)
+        with subprocess.Popen(
+            command, env=one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            talk = ""
+            for line in process.stderr:
+                talk += line
+                if "layers 2/12" in line:
+                    process.send_signal(signal.SIGINT)
+                    break
+            talk += process.stderr.read()
+            said = process.stdout.read()
+        if process.returncode != 0:
+            break
+    assert process.returncode == 130
+    assert said == ""
     assert talk.endswith(
         "error: interrupted\n"
         f"hint: the same command resumes from `{out}.partial`; `--fresh` starts over\n"
