@@ -169,7 +169,7 @@ def test_interrupted_from_inside(
 def test_interrupted_by_a_signal_and_resumed(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    model = tiny_model("llama", num_hidden_layers=12)
+    model = tiny_model("llama", num_hidden_layers=60)
     out = tmp_path / "made"
     command = [sys.executable, "-m", "unicomp", "quantize", str(model), "--method", "rtn"]
     command += ["--group-size", "32", "--scale-search", "minmax", "--out", str(out)]
@@ -184,7 +184,7 @@ def test_interrupted_by_a_signal_and_resumed(
             talk = ""
             for line in process.stderr:
                 talk += line
-                if "layers 2/12" in line:
+                if "layers 2/60" in line:
                     process.send_signal(signal.SIGINT)
                     break
             talk += process.stderr.read()
@@ -200,5 +200,5 @@ def test_interrupted_by_a_signal_and_resumed(
     assert not out.exists()
     again = subprocess.run(command, env=one, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "layers 0/12" not in again.stderr
+    assert "layers 0/60" not in again.stderr
     assert manifest.verify(out) == []
