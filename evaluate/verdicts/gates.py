@@ -289,11 +289,13 @@ def _detectable(
         method = _method(score)
         seen = proportions.detectable_below if check == "min" else proportions.detectable_above
         return seen(n, limit, confidence=confidence, interval=method)
-    side = max(interval[1] - value, value - interval[0])
+    # A value beyond a least one is told by the upper end of its interval, and the other way round.
+    least = check in ("min", "retention")
+    side = interval[1] - value if least else value - interval[0]
     away = side * estimates.reach(_degrees(score), confidence)
     if not math.isfinite(away):
         return None
-    return limit - away if check in ("min", "retention") else limit + away
+    return limit - away if least else limit + away
 
 
 def _without(gate: Gate, name: str) -> Outcome:
