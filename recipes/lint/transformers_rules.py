@@ -4,9 +4,16 @@ Of compressed-tensors and BitNet each was tried; of GPTQ, whose loading wants gp
 """
 
 from unicomp.recipes.lint import conditions as when
+from unicomp.recipes.lint.format_rules import (
+    CONFIG_DISAGREES,
+    CT,
+    GPTQ,
+    GPTQ_PLANAR,
+    GPTQ_UNDIVIDED,
+)
 from unicomp.recipes.lint.rules import Loader, Rule
 
-CT, GPTQ, BITNET = ("compressed-tensors",), ("gptq",), ("bitnet",)
+BITNET = ("bitnet",)
 METHODS = frozenset(
     "awq bitsandbytes gptq aqlm quanto quark fouroversix fp_quant eetq higgs hqq "
     "compressed-tensors fbgemm_fp8 torchao bitnet vptq spqr fp8 gguf nvfp4 mxfp8 auto-round "
@@ -93,13 +100,7 @@ TRANSFORMERS = Loader(
             "quantize with `target: [transformers]`, which stacks them",
             CT,
         ),
-        Rule(
-            "config-disagrees",
-            when.disagreeing,
-            "the tensors are not what `targets` and `ignore` say",
-            "anchor the patterns: they match from the start of a name, and not to its end",
-            CT,
-        ),
+        CONFIG_DISAGREES,
         Rule(
             "gptq-width",
             when.each(lambda one: when.bits(one, 2, 3, 4, 8)),
@@ -107,13 +108,7 @@ TRANSFORMERS = Loader(
             "use one of those, or compressed-tensors",
             GPTQ,
         ),
-        Rule(
-            "gptq-planar",
-            when.said(lambda o: o.quantization.get("checkpoint_format") == "gptq_p", "gptq_p"),
-            "the planar layout is GPTQModel's own",
-            "export to gptq",
-            GPTQ,
-        ),
+        GPTQ_PLANAR,
         Rule(
             "gptq-three-bits",
             when.version_one(lambda one: not when.bits(one, 3)),
@@ -128,13 +123,7 @@ TRANSFORMERS = Loader(
             "use `checkpoint_format: gptq_v2`, or quantize symmetrically",
             GPTQ,
         ),
-        Rule(
-            "gptq-undivided",
-            when.each(lambda one: when.undivided(one) or when.half_words(one)),
-            "its group, or its words of codes, do not divide the columns",
-            "use a group size that divides, or one scale a row",
-            GPTQ,
-        ),
+        GPTQ_UNDIVIDED,
         Rule(
             "bitnet-scale",
             when.each(when.wrong_scale),

@@ -1,9 +1,15 @@
 """What vLLM does not take: by what the code of 0.33 reads; it was not run."""
 
 from unicomp.recipes.lint import conditions as when
+from unicomp.recipes.lint.format_rules import (
+    CONFIG_DISAGREES,
+    CT,
+    GPTQ,
+    GPTQ_PLANAR,
+    GPTQ_UNDIVIDED,
+)
 from unicomp.recipes.lint.rules import Loader, Rule
 
-CT, GPTQ = ("compressed-tensors",), ("gptq",)
 METHODS = frozenset(
     "awq auto_awq fp8 fbgemm_fp8 fp_quant modelopt gptq auto_gptq gptq_marlin humming "
     "compressed-tensors experts_int8 quark moe_wna16 torchao inc mxfp4 gpt_oss_mxfp4 "
@@ -91,13 +97,7 @@ VLLM = Loader(
             "quantize them too, or use `target: [vllm]`",
             CT,
         ),
-        Rule(
-            "config-disagrees",
-            when.disagreeing,
-            "the tensors are not what `targets` and `ignore` say",
-            "anchor the patterns: they match from the start of a name, and not to its end",
-            CT,
-        ),
+        CONFIG_DISAGREES,
         Rule(
             "gptq-width",
             when.each(lambda one: when.bits(one, 4, 8)),
@@ -112,13 +112,7 @@ VLLM = Loader(
             "quantize symmetrically",
             GPTQ,
         ),
-        Rule(
-            "gptq-planar",
-            when.said(lambda o: o.quantization.get("checkpoint_format") == "gptq_p", "gptq_p"),
-            "the planar layout is GPTQModel's own",
-            "export to gptq",
-            GPTQ,
-        ),
+        GPTQ_PLANAR,
         Rule(
             "gptq-order",
             when.said(
@@ -132,13 +126,7 @@ VLLM = Loader(
             "store columns in their own order",
             GPTQ,
         ),
-        Rule(
-            "gptq-undivided",
-            when.each(lambda one: when.undivided(one) or when.half_words(one)),
-            "its group, or its words of codes, do not divide the columns",
-            "use a group size that divides, or one scale a row",
-            GPTQ,
-        ),
+        GPTQ_UNDIVIDED,
         Rule(
             "group-under-tp",
             when.groups_cut,
