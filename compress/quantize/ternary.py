@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unicomp.compress import grid
 from unicomp.compress.grid import Grid
-from unicomp.compress.linalg import Order
 from unicomp.compress.quantize.gptq import Gptq
 from unicomp.kernels.packed import Scheme
 
@@ -29,23 +28,8 @@ class Ternary(Gptq):
 
     bits: Literal[2] = Field(2, description="bits per weight, 2 to 8")
     symmetric: Literal[True] = Field(True, description="no zero point")
-    order: Order = Field("act", description="order in which columns are rounded")
-    damp: float = Field(
-        0.01, ge=0, le=1, description="added to the Hessian's diagonal, as a fraction of its mean"
-    )
-    block_size: int = Field(128, ge=8, le=4096, description="columns a block; changes speed only")
-    drift: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="share of the input's drift from the uncompressed model's that is made up for; "
-        "0 needs no second stream of activations",
-    )
     sweeps: int = Field(
         4, ge=0, le=100, description="sweeps of coordinate descent over codes and scales afterwards"
-    )
-    keep_zeros: bool = Field(
-        True, description="zeros of a pruned model stay zero: of a weight that has 5% of them"
     )
     absmean: bool = Field(
         False, description="scale is the group's mean magnitude, instead of the one of least error"
