@@ -12,7 +12,7 @@ from unicomp.cli.method_options import Option
 from unicomp.compress import methods
 from unicomp.recipes.schema import Calibration
 
-VERBS = ["delta", "distill", "quantize"]
+VERBS = ["delta", "distill", "prune", "quantize"]
 SCHEMA = method_options.ROOT / "recipes/schema.py"
 
 
@@ -41,21 +41,25 @@ def test_options_are_the_fields_of_every_method(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_option_that_no_method_has(verb: str) -> None:
-    having = {m: set(methods.find(verb, m).model_fields) for m in methods.methods(verb)}
+    kinds = {method: methods.find(verb, method) for method in methods.methods(verb)}
+    common = [k for k in kinds.values() if f"{verb.title()}Method" in {c.__name__ for c in k.mro()}]
+    assert common
     for option in method_options.of_verb(verb):
         for method in option.defaults:
-            owners = having.values() if method == "" else [having[method]]
-            assert all(option.name in owner for owner in owners)
+            owners = common if method == "" else [kinds[method]]
+            assert all(option.name in owner.model_fields for owner in owners)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_choices_are_those_of_the_literal(verb: str) -> None:
+def test_choices_are_those_of_the_literals(verb: str) -> None:
+    words: dict[str, set[str]] = {}
     for method in methods.methods(verb):
-        found = methods.find(verb, method).model_fields
-        for option in method_options.of_verb(verb):
-            if option.name in found and option.kind is str:
-                words = get_args(found[option.name].annotation)
-                assert option.choices == tuple(word for word in words if isinstance(word, str))
+        for name, field in methods.find(verb, method).model_fields.items():
+            known = (word for word in get_args(field.annotation) if isinstance(word, str))
+            words.setdefault(name, set()).update(known)
+    for option in method_options.of_verb(verb):
+        if option.kind is str:
+            assert sorted(option.choices) == sorted(words[option.name]), option.name
 
 
 def test_calibration_options_are_those_of_the_recipe() -> None:
