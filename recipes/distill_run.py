@@ -20,6 +20,7 @@ from torch import Tensor
 from unicomp import builtin, machine, manifest, text
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.distill.losses.safety import safety_tokens
+from unicomp.compress.distill.training import checkpoints
 from unicomp.compress.distill.training.adapters import attach
 from unicomp.compress.distill.training.figures import WARN_GAP, Figures, Temperature
 from unicomp.compress.distill.training.gradient_filter import gradient_norms, usual
@@ -102,7 +103,8 @@ def run_distill(
 ) -> Manifest:
     """Carry out a plan as `run` does; the folder has no scores and no card yet.
 
-    Raises UnicompError for whatever the user can mend.
+    Raises UnicompError for whatever the user can mend; before the first checkpoint of the training
+    nothing is then left behind.
     """
     check_launch()
     check_target(out, overwrite=overwrite)
@@ -121,10 +123,14 @@ def run_distill(
             check_values(plan)
             _check_teacher(plan)
             place.journal.append({"checked": True})
-        place.begun = True
-        return _carry_out(
-            _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
-        )
+        place.begun = True  # who interrupts it from here on goes on with what is known
+        try:
+            return _carry_out(
+                _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
+            )
+        except Exception:
+            place.begun = checkpoints.kept(place.journal.folder)
+            raise
 
 
 def _check_teacher(plan: DistillPlan) -> None:

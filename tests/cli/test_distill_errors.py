@@ -37,9 +37,12 @@ def words(tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path) -> d
 def refused(
     tiny_model: Callable[..., Path], words: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Give the command with other options, and return the error and the hint."""
+    """Give the command with other options, and return the error and the hint.
 
-    def said(**other: str) -> tuple[str, str]:
+    kept  a checkpoint was made before the error; else nothing may be left behind
+    """
+
+    def said(*, kept: bool = False, **other: str) -> tuple[str, str]:
         given = words | {f"--{name.replace('_', '-')}": value for name, value in other.items()}
         flat = [str(tiny_model("llama")), *(word for pair in given.items() for word in pair)]
         capsys.readouterr()
@@ -50,6 +53,7 @@ def refused(
         assert error.startswith("error: ")
         assert hint.startswith("hint: ")
         assert not Path(given["--out"]).exists()
+        assert Path(given["--out"] + ".partial").exists() == kept
         return error.removeprefix("error: "), hint.removeprefix("hint: ")
 
     return said
@@ -96,7 +100,7 @@ def test_a_loss_that_is_no_number(
     plain = LiveTeacher.training
     monkeypatch.setattr(LiveTeacher, "held_out", lambda self, rows, ids: plain(self, rows, ids))
     monkeypatch.setattr(LiveTeacher, "training", training)
-    error, hint = refused()
+    error, hint = refused(kept=True)
     assert error.startswith(f"step 3: the loss is nan on windows {asked[2].tolist()} of `")
     assert error.endswith("; the checkpoint of step 2 is kept")
     assert "lower `rate` or `clip`" in hint

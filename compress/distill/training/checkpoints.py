@@ -15,6 +15,7 @@ import torch
 from unicomp.errors import CheckpointError
 
 FILE = re.compile(r"step-(\d+)\.pt")
+FOLDER = "checkpoints"  # inside the folder of a training
 KEPT = 2
 
 
@@ -47,6 +48,11 @@ def latest(folder: Path) -> dict[str, Any] | None:
             f"`{found[-1]}` cannot be read: {error}", hint="start over with `--fresh`"
         ) from error
     return state
+
+
+def kept(folder: Path) -> bool:
+    """Tell whether the training of a folder has anything to go on from."""
+    return bool(_found(folder / FOLDER))
 
 
 def _found(folder: Path) -> list[Path]:

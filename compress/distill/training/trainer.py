@@ -370,7 +370,7 @@ class _Trainer:
         return torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
 
     def _no_number(self, step: int, rows: list[int], value: float) -> UnicompError:
-        found = checkpoints.latest(self.job.folder / "checkpoints")
+        found = checkpoints.latest(self.job.folder / checkpoints.FOLDER)
         kept = f"the checkpoint of step {found['step']} is kept" if found else "none was kept"
         return UnicompError(
             f"step {step + 1}: the loss is {value} on windows {rows} of "
@@ -425,7 +425,7 @@ class _Trainer:
             return
         state = self.state
         checkpoints.save(
-            self.job.folder / "checkpoints",
+            self.job.folder / checkpoints.FOLDER,
             state.step,
             {
                 "step": state.step,
@@ -443,7 +443,7 @@ class _Trainer:
     def _restore(self) -> None:
         """Take up the last checkpoint, and cut off what the log says of later steps."""
         self.job.folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints.latest(self.job.folder / "checkpoints")
+        found = checkpoints.latest(self.job.folder / checkpoints.FOLDER)
         log = self.job.folder / LOG
         if found is None:
             if self.accelerator.is_main_process:
