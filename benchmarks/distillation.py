@@ -4,9 +4,10 @@
 
 `width` cuts a quarter of the parameters and distils; `joint` makes 2:4 zeros and 4 bits in one
 pass and distils with zeros and format kept; `ternary` starts from ternary weights without training.
-Each runs as a recipe does. Stored are KL divergence to the original in nats per token of held-out
-text before and after, the share of it that is won back, the other held-out figures, the bits of a
-linear weight, and the processor time of the whole run, cut and quantization included.
+Each runs as a recipe does, at the learning rate that follows from what is trained. Stored are KL
+divergence to the original in nats per token of held-out text before and after, the share of it that
+is won back, the other held-out figures, the bits of a linear weight, and the processor time of the
+whole run, cut and quantization included.
 """
 
 import argparse
@@ -38,14 +39,14 @@ stages:
 """
 CASES = {
     "width": """  - {prune: width, sparsity: 0.25}
-  - {distill: logits, rate: 1e-3, max_steps: 90, measure_every: 45}
+  - {distill: logits, max_steps: 90, measure_every: 45}
 """,
     "joint": """  - {prune: sparsegpt, sparsity: "2:4"}
   - {quantize: gptq, bits: 4, group_size: 32}
-  - {distill: logits, rate: 5e-4, max_steps: 90, measure_every: 45}
+  - {distill: logits, max_steps: 90, measure_every: 45}
 """,
     "ternary": """  - {quantize: ternary, group_size: -1}
-  - {distill: logits, rate: 2e-3, max_steps: 140, measure_every: 140}
+  - {distill: logits, max_steps: 140, measure_every: 140}
 """,
 }
 

@@ -59,7 +59,7 @@ def distill(
 
     What is packed stays packed, and what is zero stays zero. Every option is the key of the same
     name in a recipe. Example: unicomp distill out/quickstart --teacher builtin:tinyworld
-    --data builtin:tinyworld --max-steps 20 --rate 1e-3 --out out/distilled
+    --data builtin:tinyworld --max-steps 20 --out out/distilled
     """
     stage.run_stage(
         VERB,

@@ -10,6 +10,21 @@ from pydantic import Field, model_validator
 from unicomp.compress.method import Method
 from unicomp.errors import UnsupportedError
 
+# What won most, or within an eighth of it, on three models of width 64 to 128
+# (benchmarks/results/distillation_rates.json); beyond, the rate of Adam falls as the width grows
+# (muP, arXiv:2203.03466, table 3).
+RATE, COARSE_RATE, WIDTH = 1e-3, 3e-3, 128
+
+
+def usual_rate(*, width: int, coarse: bool) -> float:
+    """Return the learning rate where none is said.
+
+    width   of the states between layers
+    coarse  what learns are ternary or two-bit weights, which a small step does not move from one
+            code to the next, or adapters, which begin at zero
+    """
+    return (COARSE_RATE if coarse else RATE) * min(1.0, WIDTH / width)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -70,7 +85,13 @@ class DistillMethod(Method):
     )
     batch: int = Field(16, ge=1, le=1 << 16, description="windows of a step, over all processes")
     micro_batch: int = Field(8, ge=1, le=1 << 16, description="windows in memory at once, at most")
-    rate: float = Field(2e-4, gt=0, le=1, description="highest learning rate")
+    rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="highest learning rate; default 1e-3, of ternary and two-bit weights and of "
+        "adapters 3e-3; divided by how many times wider than 128 the model is",
+    )
     warmup: float = Field(
         0.05, ge=0, le=1, description="share of the steps on which the rate rises"
     )
@@ -156,6 +177,24 @@ class DistillMethod(Method):
                 "`safety` compare"
             )
         return self
+
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate; ValueError where nobody has worked out yet what is not said."""
+        if self.rate is None:
+            raise ValueError("`rate` is not settled")
+        return self.rate
+
+    def settled(self, *, width: int, bits: int | None) -> Self:
+        """Return the same with its learning rate, which follows from what is trained.
+
+        width  of the states between layers
+        bits   fewest of a packed weight; None: none is packed
+        """
+        if self.rate is not None:
+            return self
+        coarse = self.lora_rank is not None or (bits is not None and bits <= 2)
+        return self.model_copy(update={"rate": usual_rate(width=width, coarse=coarse)})
 
     def sampling(self) -> Sampling | None:
         """Return how text of the student's own is trained on; None: none is."""

@@ -395,7 +395,7 @@ def _finish(
             manifest.Stage(
                 verb=plan.stage.verb,
                 method=plan.stage.method,
-                options=plan.stage.options.model_dump(mode="json"),
+                options=plan.method.model_dump(mode="json"),
                 seconds=time.monotonic() - work.began,
                 peak_rss_bytes=machine.peak_rss_bytes(),
                 peak_gpu_bytes=None,

@@ -189,6 +189,8 @@ def plan_distill(
             f"seq_len {seq_len} is longer than the model's context of {context} tokens",
             hint=f"use `seq_len: {context}` or less",
         )
+    bits = [w.scheme.bits for w in take(checkpoint).weights if w.scheme is not None]
+    method = method.settled(width=hidden_size(dense.config), bits=min(bits, default=None))
     params = sum(math.prod(meta.shape) for meta in dense.tensors.values())
     taught = sum(math.prod(meta.shape) for meta in other.tensors.values())
     memory = _memory(method, dense, params, taught, seq_len)

@@ -10,6 +10,7 @@ import pytest
 from unicomp import builtin, manifest
 from unicomp.checkpoint import Checkpoint
 from unicomp.cli.main import exit_code
+from unicomp.compress.distill.logits import Logits
 from unicomp.compress.distill.training.figures import Figures
 from unicomp.errors import RecipeError, UnicompError
 from unicomp.kernels.inventory import take
@@ -134,6 +135,41 @@ def test_held_out_files_are_not_trained_on(tmp_path: Path, name: str) -> None:
             tmp_path / "out",
             f'{{distill: logits, data: "{copy}", field: {field}, max_steps: 1}}',
         )
+
+
+@pytest.mark.parametrize(
+    ("stage", "said", "rate"),
+    [
+        ("{prune: magnitude, sparsity: 0.5}", "", 1e-3),
+        ("{quantize: rtn, bits: 4, group_size: -1}", "", 1e-3),
+        ("{quantize: ternary, group_size: -1}", "", 3e-3),
+        ("{quantize: ternary, group_size: -1}", "rate: 5e-4, ", 5e-4),
+    ],
+)
+def test_the_rate_follows_from_what_is_trained(
+    tiny_model: Callable[..., Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    stage: str,
+    said: str,
+    rate: float,
+) -> None:
+    """Known only once the stage before it is done; the manifest and the log have it."""
+    own = f"{{distill: logits, {said}batch: 2, seq_len: 32, max_steps: 2, warmup: 0}}"
+    made = carried(tiny_model("llama"), tiny_text, tmp_path / "out", stage, own)
+    assert made.stages[-1].options["rate"] == rate
+    line = json.loads((tmp_path / "out/training.jsonl").read_text().splitlines()[0])
+    assert line["rate"] == pytest.approx(rate)
+
+
+def test_wide_models_and_adapters_have_a_rate_of_their_own() -> None:
+    plain, thin = Logits(), Logits(lora_rank=4)
+    assert plain.settled(width=64, bits=None).rate == plain.settled(width=128, bits=4).rate
+    assert plain.settled(width=4096, bits=None).rate == pytest.approx(1e-3 / 32)
+    assert thin.settled(width=128, bits=None).rate == 3 * plain.settled(width=128, bits=8).rate
+    assert Logits(rate=0.5).settled(width=4096, bits=2).rate == 0.5
+    with pytest.raises(ValueError, match="not settled"):
+        _ = plain.highest_rate
 
 
 def test_options_that_do_not_go_together_are_refused() -> None:

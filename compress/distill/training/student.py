@@ -62,7 +62,7 @@ class Student:
 
     def read_packed(self, module: str) -> PackedTensor:
         """Return the codes and scales of a packed weight as they were before training."""
-        return _read(self.checkpoint, self.layout, module, self.source)
+        return _read(self.source, self.layout, module)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -116,39 +116,62 @@ def open_student(
     """
     source = open_dense(checkpoint, dtype="F32")
     model = build(source, dtype=torch.float32)
-    config = checkpoint.config.get("quantization_config") or {}
-    layout = None
-    if source.readers:
-        method = config.get("quant_method")
-        if method not in formats.formats():
-            raise UnsupportedError(
-                f"a student quantized by `{method}` cannot be trained",
-                hint="start from one that unicomp packed, or from the plain model",
-            )
-        layout = formats.find(method).reading(config)
+    layout = layout_of(source)
     places = _places(model, source)
     student = Student(model, source, places, {}, layout)
     for name in source.readers:
         module = name.removesuffix(".weight")
         path = places[name].removesuffix(".weight")
         linear = model.get_submodule(path)
-        packed = _read(checkpoint, layout, module, source)
-        quantized = Quantized(
-            packed,
-            codes=_codes(packed),
-            scales=scales if _ternary(packed) else "learned",
-            keep_zeros=not _ternary(packed) and _sparse(packed.codes),
-            transposed=_transposed(source),
-        )
-        start = packed.dequantize()
-        if teacher is not None and _alike(teacher, name, source):
-            start = teacher.read(name).float()
-            start = start.T if _transposed(source) else start
+        quantized, start = shadowed(source, layout, module, scales, teacher)
         attach(linear, quantized, start)
         student.packed[module] = path
     _keep_zeros(model, places, student)
     model.train()
     return student
+
+
+def layout_of(source: DenseSource) -> Format | None:
+    """Return the format that packs a student's weights; None where none is packed.
+
+    Raises UnsupportedError for a quantization that is not trained.
+    """
+    if not source.readers:
+        return None
+    config = source.checkpoint.config.get("quantization_config") or {}
+    method = config.get("quant_method")
+    if method not in formats.formats():
+        raise UnsupportedError(
+            f"a student quantized by `{method}` cannot be trained",
+            hint="start from one that unicomp packed, or from the plain model",
+        )
+    return formats.find(method).reading(config)
+
+
+def shadowed(
+    source: DenseSource,
+    layout: Format | None,
+    module: str,
+    scales: Scales,
+    teacher: DenseSource | None,
+) -> tuple[Quantized, Tensor]:
+    """Return what a packed weight is trained through, and its shadow, float32 [out, in].
+
+    Raises UnsupportedError where it is not made of codes in groups.
+    """
+    packed = _read(source, layout, module)
+    quantized = Quantized(
+        packed,
+        codes=_codes(packed),
+        scales=scales if _ternary(packed) else "learned",
+        keep_zeros=not _ternary(packed) and _sparse(packed.codes),
+        transposed=_transposed(source),
+    )
+    name = f"{module}.weight"
+    if teacher is None or not _alike(teacher, name, source):
+        return quantized, packed.dequantize()
+    start = teacher.read(name).float()
+    return quantized, start.T if _transposed(source) else start
 
 
 def _alike(teacher: DenseSource, name: str, like: DenseSource) -> bool:
@@ -162,10 +185,8 @@ def _transposed(source: DenseSource) -> bool:
     return row is not None and row.conv1d
 
 
-def _read(
-    checkpoint: Checkpoint, layout: Format | None, module: str, source: DenseSource
-) -> PackedTensor:
-    config = checkpoint.config.get("quantization_config") or {}
+def _read(source: DenseSource, layout: Format | None, module: str) -> PackedTensor:
+    config = source.checkpoint.config.get("quantization_config") or {}
     scheme = None if layout is None else layout.scheme(config, module)
     if layout is None or scheme is None:
         raise UnsupportedError(
@@ -175,7 +196,7 @@ def _read(
     rows, columns = source.tensors[f"{module}.weight"].shape
     if _transposed(source):
         rows, columns = columns, rows
-    return layout.unpack(module, checkpoint.read, (rows, columns), scheme)
+    return layout.unpack(module, source.checkpoint.read, (rows, columns), scheme)
 
 
 def _ternary(packed: PackedTensor) -> bool:
@@ -236,8 +257,13 @@ def _keep_zeros(model: nn.Module, places: dict[str, str], student: Student) -> N
             continue
         if not isinstance(module, nn.Linear | Conv1D) or value.dim() != 2:
             continue
-        if float((value == 0).float().mean()) >= PRUNED:
-            value.register_hook(_masked(value.detach() != 0))
+        keep_zeros(value)
+
+
+def keep_zeros(weight: nn.Parameter) -> None:
+    """Let the zeros of a weight that has as many as a pruned one have no gradient."""
+    if float((weight == 0).float().mean()) >= PRUNED:
+        weight.register_hook(_masked(weight.detach() != 0))
 
 
 def _masked(kept: Tensor) -> Any:

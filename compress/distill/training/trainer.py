@@ -25,6 +25,7 @@ from unicomp.compress.distill.training.figures import Figures
 from unicomp.compress.distill.training.measure import measure
 from unicomp.compress.distill.training.objective import Trainee, objective
 from unicomp.compress.distill.training.samples import chosen, prompts, write
+from unicomp.compress.distill.training.schedule import BETAS, groups, rate_at
 from unicomp.compress.distill.training.straight_through import set_share
 from unicomp.compress.distill.training.student import Student
 from unicomp.compress.distill.training.teacher import Teacher
@@ -36,7 +37,6 @@ from unicomp.errors import UnicompError
 LOG = "training.jsonl"
 BEST = "best.pt"
 PATIENCE = 3  # measurements without a better figure, before an early stop
-BETAS = (0.9, 0.95)
 ENDLESS = 1 << 40
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
@@ -168,14 +168,10 @@ class _Trainer:
         trainee = Trainee(job.student.model, self.method, job.width)
         self.maps = trainee.maps
         self.parameters = [own for own in trainee.parameters() if own.requires_grad]
-        matrices = [own for own in self.parameters if own.dim() > 1]
-        rest = [own for own in self.parameters if own.dim() <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.method.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.method.rate, betas=BETAS
+            groups(self.parameters, self.method.weight_decay),
+            lr=self.method.highest_rate,
+            betas=BETAS,
         )
         self.trainee, self.optimizer = self.accelerator.prepare(trainee, optimizer)
         self.state = _State()
@@ -248,19 +244,10 @@ class _Trainer:
             left.append(max(0.0, self.method.max_time - self.state.seconds))
         return min(left, default=None)
 
-    def _rate(self, share: float) -> float:
-        """Return the learning rate: up in a line, then down a cosine."""
-        warm, last = self.method.warmup, self.method.final_rate
-        # The first step of a warm-up has a rate too.
-        if share < warm:
-            return self.method.rate * (share + 1 / self.steps) / (warm + 1 / self.steps)
-        way = (share - warm) / max(1 - warm, 1e-9)
-        return self.method.rate * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * way)))
-
     def _step(self, step: int, rows: Tensor, share: float) -> float:
         """Take one step; return the loss per position."""
         method, accelerator = self.method, self.accelerator
-        rate = self._rate(share)
+        rate = rate_at(method, share, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if method.gradual:
