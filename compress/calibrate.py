@@ -283,6 +283,10 @@ class Decoder:
     @torch.no_grad()
     def forward(self, module: nn.Module, layer: Layer, states: Tensor) -> Tensor:
         """Return the layer's output for one batch of hidden states."""
+        return self.call(module, layer, states)
+
+    def call(self, module: nn.Module, layer: Layer, states: Tensor) -> Tensor:
+        """Return the same, with its gradient."""
         call = self._calls[len(states)][layer.index]
         return cast(Tensor, module(states, *call.args, **call.kwargs))
 
