@@ -3,11 +3,12 @@
     python benchmarks/distillation.py width joint ternary
 
 `width` cuts a quarter of the parameters and distils; `joint` makes 2:4 zeros and 4 bits in one
-pass and distils with zeros and format kept; `ternary` starts from ternary weights without training.
-Each runs as a recipe does, at the learning rate that follows from what is trained. Stored are KL
-divergence to the original in nats per token of held-out text before and after, the share of it that
-is won back, the other held-out figures, the bits of a linear weight, and the processor time of the
-whole run, cut and quantization included.
+pass and distils with zeros and format kept; `ternary` starts from ternary weights without training;
+`layers-first` and `layers-only` do so too, and take about the same time layer by layer, in part or
+wholly. Each runs as a recipe does, at the learning rate that follows from what is trained. Stored
+are KL divergence to the original in nats per token of held-out text before and after, the share of
+it that is won back, the other held-out figures, the bits of a linear weight, and the processor time
+of the whole run, cut and quantization included.
 """
 
 import argparse
@@ -47,6 +48,12 @@ CASES = {
 """,
     "ternary": """  - {quantize: ternary, group_size: -1}
   - {distill: logits, max_steps: 140, measure_every: 140}
+""",
+    "layers-first": """  - {quantize: ternary, group_size: -1}
+  - {distill: logits, layer_steps: 60, max_steps: 97, measure_every: 97}
+""",
+    "layers-only": """  - {quantize: ternary, group_size: -1}
+  - {distill: logits, layer_steps: 190, max_steps: 0}
 """,
 }
 
@@ -90,6 +97,7 @@ def measured(name: str) -> dict[str, Any]:
             "before": before,
             "after": after,
             "temperature": training.temperature,
+            "notes": made.notes,
             "steps": training.steps,
             "tokens": training.tokens,
             "bits_per_linear_weight": bits(out),

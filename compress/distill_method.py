@@ -76,7 +76,9 @@ class DistillMethod(Method):
         "the windows, at most 64; of `builtin:tinyworld` its held-out text",
     )
     max_steps: int | None = Field(
-        None, description="steps at most; default: `passes` over the text"
+        None,
+        description="steps at most; default: `passes` over the text; 0 where only layers are "
+        "trained (`layer_steps`)",
     )
     max_tokens: int | None = Field(None, description="tokens at most")
     max_time: float | None = Field(None, description="seconds at most")
@@ -147,6 +149,13 @@ class DistillMethod(Method):
         le=1,
         description="share of the steps in which packed weights go over from plain to rounded",
     )
+    layer_steps: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="steps in which each layer, one after the other, first learns to give what the "
+        "teacher's gives; one layer is then in memory at a time",
+    )
     filter_gradients: bool = Field(
         False, description="leave out windows whose gradient is far longer than the median"
     )
@@ -160,7 +169,7 @@ class DistillMethod(Method):
     @model_validator(mode="after")
     def _trainable(self) -> Self:
         bounds = {
-            "max_steps": self.max_steps,
+            "max_steps": None if self.max_steps == 0 and self.layer_steps else self.max_steps,
             "max_tokens": self.max_tokens,
             "seq_len": self.seq_len,
             "lora_rank": self.lora_rank,
@@ -170,6 +179,8 @@ class DistillMethod(Method):
                 raise ValueError(f"`{name}` should be at least 1")
         if self.max_time is not None and self.max_time <= 0:
             raise ValueError("`max_time` should be above 0")
+        if self.layer_steps and self.lora_rank is not None:
+            raise ValueError("`layer_steps` trains weights, `lora_rank` leaves them as they are")
         stored = self.cache_teacher is not None
         if stored and (self.hidden or self.attention or self.safety):
             raise ValueError(

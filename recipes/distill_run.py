@@ -22,6 +22,13 @@ from unicomp.checkpoint import Checkpoint
 from unicomp.compress.distill.losses.safety import safety_tokens
 from unicomp.compress.distill.training import checkpoints
 from unicomp.compress.distill.training.adapters import attach
+from unicomp.compress.distill.training.by_layer import (
+    LayerOutcome,
+    begun,
+    finished,
+    take_up,
+    train_layers,
+)
 from unicomp.compress.distill.training.figures import WARN_GAP, Figures, Temperature
 from unicomp.compress.distill.training.gradient_filter import gradient_norms, usual
 from unicomp.compress.distill.training.measure import measure, temperature
@@ -49,6 +56,7 @@ from unicomp.kernels.dense import open_dense
 from unicomp.kernels.load import load
 from unicomp.manifest import Manifest
 from unicomp.recipes.distilling import DistillPlan
+from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.loss_plot import loss_plot
 from unicomp.recipes.plan import working_folder
@@ -129,7 +137,7 @@ def run_distill(
                 _Work(plan, folder, place.journal, data, hashes, taught, progress, time.monotonic())
             )
         except Exception:
-            place.begun = checkpoints.kept(place.journal.folder)
+            place.begun = checkpoints.kept(folder / JOURNAL) or begun(folder / JOURNAL)
             raise
 
 
@@ -240,6 +248,8 @@ def _check_tokenizer(tokenizer: Any, plan: DistillPlan) -> None:
 def _carry_out(work: _Work) -> Manifest:
     plan, journal, data, progress = work.plan, work.journal, work.data, work.show
     method = plan.method
+    if method.layer_steps and not finished(plan.checkpoint, journal.folder):
+        _train_layers(work)
     teacher, width = _teacher(plan, data, work.taught, progress)
     known = next((entry["before"] for entry in journal.entries if "before" in entry), None)
     if known is None:
@@ -264,7 +274,7 @@ def _carry_out(work: _Work) -> Manifest:
     progress(Progress("measure", 0, 0, "held-out text, after training"))
     after = measure(student.model, data.held_out, teacher, method.micro_batch)
     heat = temperature(student.model, data.held_out, method.micro_batch)
-    notes = [*plan.notes, *warnings(before, after)]
+    notes = [*plan.notes, *_layered(job, outcome), *warnings(before, after)]
     if method.filter_gradients:
         notes.append(f"{filtered}, and were left out")
     for note in notes:
@@ -274,6 +284,38 @@ def _carry_out(work: _Work) -> Manifest:
         writer.write(name, tensor)
     writer.finish()
     return _finish(work, outcome, (before, after), heat, notes)
+
+
+def _train_layers(work: _Work) -> None:
+    plan = work.plan
+
+    def step(layer: LayerOutcome, total: int) -> None:
+        words = f"layer {layer.layer}: error {layer.before:.4f} -> {layer.after:.4f}"
+        work.show(Progress("layers", layer.layer + 1, total, words))
+
+    train_layers(
+        plan.method,
+        plan.checkpoint,
+        open_dense(Checkpoint.open(plan.teacher.folder)),
+        work.data.training,
+        work.journal.folder,
+        progress=step,
+    )
+
+
+def _layered(job: Job, outcome: Outcome) -> list[str]:
+    """Return what is to be said of the layers that were trained before."""
+    if not job.layers:
+        return []
+    before, after = (
+        sum(getattr(layer, word) for layer in job.layers) / len(job.layers)
+        for word in ("before", "after")
+    )
+    kl = outcome.measured[0][1].kl
+    return [
+        f"layer by layer the mean error fell from {before:.4f} to {after:.4f}; held-out KL was "
+        f"then {kl:.4f}"
+    ]
 
 
 def _job(plan: DistillPlan, data: Data, teacher: Teacher, width: int | None, folder: Path) -> Job:
@@ -288,7 +330,10 @@ def _job(plan: DistillPlan, data: Data, teacher: Teacher, width: int | None, fol
     if method.lora_rank is not None:
         student = attach(student, rank=method.lora_rank, alpha=method.lora_alpha, seed=method.seed)
     tokens = safety_tokens(text.tokenizer(plan.source.folder)) if method.safety else None
-    return Job(method, student, teacher, width, data.training, data.held_out, folder, tokens)
+    layers = tuple(take_up(student, folder)) if method.layer_steps else ()
+    return Job(
+        method, student, teacher, width, data.training, data.held_out, folder, tokens, layers
+    )
 
 
 def _filtered(job: Job, rows: Tensor) -> Job:

@@ -189,6 +189,8 @@ def plan_distill(
             f"seq_len {seq_len} is longer than the model's context of {context} tokens",
             hint=f"use `seq_len: {context}` or less",
         )
+    if method.layer_steps:
+        check_layers(dense, other)
     bits = [w.scheme.bits for w in take(checkpoint).weights if w.scheme is not None]
     method = method.settled(width=hidden_size(dense.config), bits=min(bits, default=None))
     params = sum(math.prod(meta.shape) for meta in dense.tensors.values())
@@ -237,9 +239,33 @@ def check_vocabulary(
         )
 
 
+def check_layers(student: DenseSource, teacher: DenseSource) -> None:
+    """Refuse a student whose layers cannot be laid beside the teacher's, one by one.
+
+    Raises UnsupportedError.
+    """
+    counts = [len(describe(one.config, one.tensors).layers) for one in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise UnsupportedError(
+            f"`layer_steps` lays layer beside layer: the student has {counts[0]}, the teacher "
+            f"{counts[1]}",
+            hint="leave `layer_steps` out",
+        )
+    widths = [hidden_size(one.config) for one in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise UnsupportedError(
+            f"`layer_steps` compares states of one width: the student's is {widths[0]}, the "
+            f"teacher's {widths[1]}",
+            hint="leave `layer_steps` out; `hidden` compares states through a trained map",
+        )
+
+
 def trained(method: DistillMethod, dense: DenseSource) -> int:
     """Return how many parameters have a gradient."""
     shapes = [meta.shape for meta in dense.tensors.values()]
+    if method.max_steps == 0:  # one layer after the other, and they are measured as a whole
+        count = int(dense.config.get("num_hidden_layers") or dense.config.get("n_layer") or 1)
+        return -(-sum(math.prod(shape) for shape in shapes) // count)
     if method.lora_rank is None:
         return sum(math.prod(shape) for shape in shapes)
     return sum(method.lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
@@ -286,6 +312,7 @@ def _time(
     sampling = method.sampling()
     passes = FORWARD * (1 + (sampling.share if sampling is not None else 0.0)) + BACKWARD
     work = steps * each * (passes * params + FORWARD * taught)
+    work += method.layer_steps * each * ((2 * FORWARD + BACKWARD) * params + FORWARD * taught)
     seconds = work / rate
     if method.max_time is not None:
         seconds = min(seconds, method.max_time)

@@ -14,7 +14,7 @@ def loss_plot(losses: Sequence[tuple[int, float]], measured: Sequence[tuple[int,
     """Return an SVG of the loss and the held-out KL over the steps, both in nats a token."""
     loss = _thinned(losses)
     apart = [(step, figures.kl) for step, figures in measured]
-    steps = max((step for step, _ in (*loss, *apart)), default=1)
+    steps = max((step for step, _ in (*loss, *apart)), default=1) or 1
     top = max((value for _, value in (*loss, *apart)), default=1.0) or 1.0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" '

@@ -21,6 +21,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from unicomp.compress.distill.training import checkpoints
+from unicomp.compress.distill.training.by_layer import LayerOutcome
 from unicomp.compress.distill.training.figures import Figures
 from unicomp.compress.distill.training.measure import measure
 from unicomp.compress.distill.training.objective import Trainee, objective
@@ -48,6 +49,7 @@ class Job:
     width   of the teacher's hidden states; None where it is not known, as of a stored teacher
     tokens  int64, those that refusals begin with, where `safety` weighs them
     folder  for checkpoints and the log
+    layers  what came of a stage of layers before this one
     """
 
     method: DistillMethod
@@ -58,6 +60,7 @@ class Job:
     held_out: Windows
     folder: Path
     tokens: Tensor | None = None
+    layers: tuple[LayerOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,8 @@ class _Trainer:
     def run(self) -> Outcome:
         """Go on to the end."""
         state, method = self.state, self.method
+        if self.job.layers and not state.step and self.accelerator.is_main_process:
+            self._held_out()
         began = time.monotonic() - state.seconds
         first, since, reason = state.step, time.monotonic(), self.reason
         size, seed = method.batch, method.seed
@@ -229,7 +234,7 @@ class _Trainer:
 
     def _share(self, step: int, seconds: float) -> float:
         """Return how much of the training is over before a step, from 0 on."""
-        share = step / self.steps
+        share = step / self.steps if self.steps else 1.0
         if self.method.max_time is not None:
             spent = torch.tensor(seconds, dtype=torch.float64)
             if self.accelerator.num_processes > 1:
@@ -366,15 +371,19 @@ class _Trainer:
         )
 
     def _measure(self) -> Figures:
-        model = self.job.student.model
-        set_share(model, 1.0)
-        figures = measure(model, self.job.held_out, self.job.teacher, self.method.micro_batch)
-        self._log({"step": self.state.step, "held_out": figures.to_json()})
+        figures = self._held_out()
         if self.method.early_stop != "none":
             value = getattr(figures, self.method.early_stop)
             if value < self.state.best:
                 self.state.best, self.state.best_step = value, self.state.step
                 torch.save(self._weights(), self.job.folder / BEST)
+        return figures
+
+    def _held_out(self) -> Figures:
+        model = self.job.student.model
+        set_share(model, 1.0)
+        figures = measure(model, self.job.held_out, self.job.teacher, self.method.micro_batch)
+        self._log({"step": self.state.step, "held_out": figures.to_json()})
         return figures
 
     def _stale(self) -> bool:
@@ -435,6 +444,8 @@ class _Trainer:
         if found is None:
             if self.accelerator.is_main_process:
                 log.write_text("", "utf-8")
+            for layer in self.job.layers:
+                self._log(layer.to_json())
             return
         self._put(found["weights"])
         self.optimizer.load_state_dict(found["optimizer"])
