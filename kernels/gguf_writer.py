@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unicomp import blocks, gguf_model
+from unicomp import blocks
 from unicomp.checkpoint import check_finite
 from unicomp.errors import UnsupportedError
 from unicomp.kernels.packed import PackedTensor
@@ -28,14 +28,16 @@ class Piece:
     kind    its GGUF type
     shape   rows and columns, experts before them; a vector has one size
     parts   what is read for it, one for each expert, else one
-    heads   heads whose rows change order; 0: none
+    order   for each row of the file, its row in the parts; None: they stay
+    shift   what is added to its values
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     parts: Sequence[Source]
-    heads: int = 0
+    order: Sequence[int] | None = None
+    shift: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -126,7 +128,9 @@ def _data(piece: Piece) -> tuple[NDArray[Any], int]:
             continue
         weight = read.dequantize() if isinstance(read, PackedTensor) else read
         check_finite(piece.name, weight)
-        weight = _ordered(weight, piece.heads)
+        weight = _ordered(weight, piece.order)
+        if piece.shift:
+            weight = weight.float() + piece.shift
         if piece.kind in blocks.SIZES:
             plain = weight.float().numpy()
             found.append(blocks.pack(piece.kind, *blocks.nearest(piece.kind, plain)))
@@ -153,9 +157,9 @@ def _codes(piece: Piece, packed: PackedTensor) -> blocks.Bytes:
         scale = scale[:, :1].expand(-1, count)
     else:
         scale = scale.repeat_interleave(packed.scheme.group_size // size, dim=1)[:, :count]
-    codes, scale = _ordered(codes, piece.heads), _ordered(scale, piece.heads)
+    codes, scale = _ordered(codes, piece.order), _ordered(scale, piece.order)
     return blocks.pack(piece.kind, codes.contiguous().numpy(), scale.half().contiguous().numpy())
 
 
-def _ordered(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    return rows[gguf_model.row_order(rows.shape[0], heads)] if heads else rows
+def _ordered(rows: torch.Tensor, order: Sequence[int] | None) -> torch.Tensor:
+    return rows if order is None else rows[list(order)]

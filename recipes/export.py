@@ -106,7 +106,8 @@ class _Work:
         """Read the weight of one linear multiplied out, [out, in]."""
         part = linear.part
         if part.expert is None:
-            return self.dense.read(part.tensor)
+            weight = self.dense.read(part.tensor)
+            return weight.T.contiguous() if linear.transposed else weight
         stack = self.dense.read(part.tensor, slice(part.expert, part.expert + 1))[0]
         return stack if part.rows is None else stack[slice(*part.rows)]
 
@@ -362,7 +363,7 @@ def _manifest(
 def _file(work: _Work, target: Export, out: Path, show: Show) -> Exported:
     config = work.dense.config
     fields, notes = gguf_model.metadata(config)
-    arch = gguf_model.architecture(config)
+    arch = gguf_model.row(config).name
     folder = work.source.folder
     words = gguf_tokenizer.describe(text.tokenizer(folder), folder, int(config["vocab_size"]))
     pieces, verdicts = _pieces(work)
@@ -409,16 +410,17 @@ def _pieces(work: _Work) -> tuple[list[Piece], dict[str, Verdict]]:
     for name, canonical in work.model.names.items():
         place = gguf_model.place(canonical, config)
         shape = tuple(work.dense.tensors[name].shape)
-        router = place.name.endswith("ffn_gate_inp.weight")
-        kind = "F32" if len(shape) == 1 or router else "F16"
+        exact = place.name.endswith(("ffn_gate_inp.weight", "position_embd.weight"))
+        kind = "F32" if len(shape) == 1 or exact else "F16"
         read = partial(work.dense.read, name)
-        found[place.name] = Piece(place.name, kind, shape, [read], place.heads)
+        order = place.order(shape[0])
+        found[place.name] = Piece(place.name, kind, shape, [read], order, place.shift)
     stacks: dict[str, list[Linear]] = {}
-    heads: dict[str, int] = {}
+    orders: dict[str, list[int] | None] = {}
     for linear in work.model.linears():
         place = gguf_model.place(f"{linear.module}.weight", config)
         stacks.setdefault(place.name, []).append(linear)
-        heads[place.name] = place.heads
+        orders[place.name] = place.order(linear.shape[0])
     for name, members in stacks.items():
         kinds = {verdicts[linear.module].stored for linear in members}
         kind = max(kinds, key=WIDEST.index)
@@ -437,7 +439,7 @@ def _pieces(work: _Work) -> tuple[list[Piece], dict[str, Verdict]]:
         ]
         rows, columns = members[0].shape
         shape = (len(members), rows, columns) if members[0].expert is not None else (rows, columns)
-        found[name] = Piece(name, kind, shape, parts, heads[name])
+        found[name] = Piece(name, kind, shape, parts, orders[name])
     factors = gguf_model.rope_factors(config)
     if factors is not None:
         values = torch.tensor(factors)

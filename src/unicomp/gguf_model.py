@@ -5,7 +5,8 @@ name, and calls each tensor otherwise. llama.cpp rotates neighbouring rows of a 
 keys in its `llama` architecture where transformers rotates the two halves, so there the rows of q
 and k lie in another order; in the others they do not.
 
-Six model types: what llama.cpp computes for them is compared with transformers by a test each.
+`gguf_architectures.py` has a row for each model type: what llama.cpp computes for it is compared
+with transformers by a test each.
 """
 
 import math
@@ -15,61 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from unicomp.errors import CheckpointError, UnsupportedError
-
-ARCHITECTURES: Mapping[str, str] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "mixtral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-}
-"""config.json's `model_type` -> `general.architecture`."""
-
-_NUMBERS: Mapping[str, str] = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "vocab_size": "vocab_size",
-}
-"""Key of the file, after the architecture's name -> key of config.json."""
+from unicomp.gguf_architectures import READ, ROWS, STACKS, Row
 
 _ELSE = {"num_key_value_heads": "num_attention_heads", "num_experts": "num_local_experts"}
 """Key of config.json -> the one to read where it is absent."""
 
-_EXPERTS: Mapping[str, Mapping[str, str]] = {
-    "mixtral": {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-    "qwen3_moe": {
-        "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
-    },
+_NO_WORD = {
+    "opt": "llama.cpp has no architecture for it",
 }
-
-_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_INSIDE = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-}
-_STACKS = {
-    "gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps",
-    "w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps",
-}  # fmt: skip
+"""Model type that unicomp runs -> why it is not written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +34,41 @@ class Place:
     name    of the tensor there
     heads   heads whose rows change their order; 0: rows stay
     expert  index along the first dimension of a stack of experts, else None
+    fused   heads whose q, k and v lie beside one another here, one after another there; 0: none
+    shift   what is added to its values
     """
 
     name: str
     heads: int = 0
     expert: int | None = None
+    fused: int = 0
+    shift: float = 0.0
+
+    def order(self, rows: int) -> list[int] | None:
+        """Return, for each row in the file, its row in the checkpoint; None: they stay."""
+        if self.heads:
+            return row_order(rows, self.heads)
+        if self.fused:
+            size = rows // (3 * self.fused)
+            return [
+                (3 * head + part) * size + index
+                for part in range(3)
+                for head in range(self.fused)
+                for index in range(size)
+            ]
+        return None
 
 
-def architecture(config: Mapping[str, Any]) -> str:
-    """Return `general.architecture`; UnsupportedError where the model is none of the table's."""
-    found = ARCHITECTURES.get(str(config.get("model_type")))
-    if found is None:
+def row(config: Mapping[str, Any]) -> Row:
+    """Return the row of a model; UnsupportedError where there is none, with the reason."""
+    kind = str(config.get("model_type"))
+    if kind not in ROWS:
+        why = _NO_WORD.get(kind, "it is not written yet")
         raise UnsupportedError(
-            f"gguf: model_type `{config.get('model_type')}` is not written yet",
-            hint=f"these are: {', '.join(ARCHITECTURES)}; else use `--format compressed-tensors`",
+            f"gguf: model_type `{kind}`: {why}",
+            hint=f"these are written: {', '.join(ROWS)}; else use `--format compressed-tensors`",
         )
-    return found
+    return ROWS[kind]
 
 
 def metadata(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -104,37 +78,37 @@ def metadata(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     Raises UnsupportedError for what llama.cpp would compute otherwise.
     """
-    arch = architecture(config)
+    own = row(config)
     kind = str(config["model_type"])
     notes: list[str] = []
     found: dict[str, Any] = {}
-    for key, name in {**_NUMBERS, **_EXPERTS.get(kind, {})}.items():
+    for key, name in own.numbers.items():
         value = config.get(name)
         if value is None and name in _ELSE:
             value = config.get(_ELSE[name])
+        if value is None and name == "n_inner":
+            value = 4 * config["n_embd"]
+        if value is None and key.endswith("softcapping"):
+            raise _otherwise(f"llama.cpp wants `{name}`, which this model has not")
         if value is None:
             raise CheckpointError(
                 f"config.json has no `{name}`", hint="take it from the original checkpoint"
             )
-        found[key] = float(value) if key.endswith("epsilon") else int(value)
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(
-            f"gguf: llama.cpp computes silu for `{kind}`, not `{config['hidden_act']}`",
-            hint="use `--format compressed-tensors`",
+        real = key.endswith(("epsilon", "softcapping"))
+        found[key] = float(value) if real else int(value)
+    activation, known = own.activation
+    if config.get(activation, known.split()[0]) not in known.split():
+        raise _otherwise(
+            f"llama.cpp computes {known.split()[0]} for `{kind}`, not `{config[activation]}`"
         )
-    sparse_step = config.get("decoder_sparse_step", 1)
-    if kind == "qwen3_moe" and (config.get("mlp_only_layers") or sparse_step != 1):
-        raise UnsupportedError(
-            "gguf: llama.cpp wants experts in every layer of qwen3_moe",
-            hint="use `--format compressed-tensors`",
-        )
-    if kind == "qwen3_moe" and not config.get("norm_topk_prob"):
-        raise UnsupportedError(
-            "gguf: llama.cpp normalizes the weights of chosen experts, this model does not",
-            hint="use `--format compressed-tensors`",
-        )
+    if why := _otherwise_computed(config, own):
+        raise _otherwise(why)
+    if kind == "gpt_neox":
+        found["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
+        if config.get("hidden_act", "gelu") == "gelu":
+            notes.append("llama.cpp computes gelu by tanh, up to 5e-4 from the exact one")
     window = config.get("sliding_window")
-    if kind.startswith("qwen") and not config.get("use_sliding_window"):
+    if own.windows or (kind.startswith("qwen") and not config.get("use_sliding_window")):
         window = None
     if window and window < found["context_length"]:
         found["context_length"] = int(window)
@@ -142,10 +116,55 @@ def metadata(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             f"llama.cpp has no sliding window for `{kind}`: the context is said to be {window} "
             "tokens, within which both compute the same"
         )
+    if own.rope:
+        head = head_size(config)
+        found |= {"attention.key_length": head, "attention.value_length": head}
+        found |= {"rope.dimension_count": int(head * _rotated(config)), **_rope(config)}
+    return {f"{own.name}.{key}": value for key, value in found.items()}, notes
+
+
+def _otherwise(why: str) -> UnsupportedError:
+    return UnsupportedError(f"gguf: {why}", hint="use `--format compressed-tensors`")
+
+
+def _otherwise_computed(config: Mapping[str, Any], own: Row) -> str | None:
+    """Say what llama.cpp would compute otherwise; None: nothing that is known."""
+    kind = str(config["model_type"])
+    if kind == "qwen3_moe":
+        if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+            return "llama.cpp wants experts in every layer of qwen3_moe"
+        if not config.get("norm_topk_prob"):
+            return "llama.cpp normalizes the weights of chosen experts, this model does not"
+    if kind == "gpt2" and (
+        config.get("scale_attn_by_inverse_layer_idx") or not config.get("scale_attn_weights", True)
+    ):
+        return "llama.cpp divides the attention of gpt2 by the root of a head's size, and no more"
+    if kind == "gpt_neox":
+        if not config.get("attention_bias", True):
+            return "llama.cpp wants biases in the attention of gpt_neox"
+        if config.get("tie_word_embeddings"):
+            return "llama.cpp wants a head of its own in gpt_neox"
+    if not own.windows:
+        return None
+    layers = int(config["num_hidden_layers"])
+    meant = [
+        "full_attention" if index % own.windows == own.windows - 1 else "sliding_attention"
+        for index in range(layers)
+    ]
+    if list(config.get("layer_types") or meant) != meant:
+        return f"llama.cpp looks back without a window in each {own.windows}th layer of `{kind}`"
+    if config.get("use_bidirectional_attention"):
+        return "llama.cpp looks back only"
+    if config.get("tie_word_embeddings") is False:
+        return f"llama.cpp has no head for `{kind}` but the embedding"
     head = head_size(config)
-    found |= {"attention.key_length": head, "attention.value_length": head}
-    found |= {"rope.dimension_count": head, **_rope(config)}
-    return {f"{arch}.{key}": value for key, value in found.items()}, notes
+    if layers in _BY_WIDTH[kind] or float(config.get("query_pre_attn_scalar", head)) != head:
+        return f"llama.cpp divides queries of this `{kind}` by another root than this model"
+    return None
+
+
+_BY_WIDTH = {"gemma2": {46}, "gemma3_text": {62}}
+"""Layers of the models (27B) whose queries llama.cpp divides by the root of hidden size a head."""
 
 
 def head_size(config: Mapping[str, Any]) -> int:
@@ -159,6 +178,8 @@ def rope_factors(config: Mapping[str, Any]) -> list[float] | None:
     Source: the `llama3` scaling of transformers' `rope_parameters`; llama.cpp reads it from the
     tensor `rope_freqs.weight`.
     """
+    if not row(config).rope:
+        return None
     rope, theta = _rope_parameters(config)
     if rope.get("rope_type", rope.get("type")) != "llama3":
         return None
@@ -175,14 +196,39 @@ def rope_factors(config: Mapping[str, Any]) -> list[float] | None:
 
 def _rope_parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    rope = rope.get("full_attention", rope)
+    theta = rope.get("rope_theta") or config.get("rope_theta") or _THETA
     return rope, float(theta)
+
+
+_THETA = 10000.0
+"""The base of rotations where nothing is said, here and in llama.cpp."""
+
+
+def _rotated(config: Mapping[str, Any]) -> float:
+    """Return the share of a head that is rotated."""
+    rope, _ = _rope_parameters(config)
+    for found in (rope, config):
+        for name in ("partial_rotary_factor", "rotary_pct"):
+            if found.get(name) is not None:
+                return float(found[name])
+    return _NEOX_SHARE if config.get("model_type") == "gpt_neox" else 1.0
+
+
+_NEOX_SHARE = 0.25
+"""What transformers takes for GPT-NeoX where config.json does not say."""
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     rope, theta = _rope_parameters(config)
     kind = str(rope.get("rope_type", rope.get("type")) or "default")
     found: dict[str, Any] = {"rope.freq_base": theta}
+    local = (config.get("rope_parameters") or {}).get("sliding_attention")
+    if local is not None or config.get("rope_local_base_freq"):
+        near = local or {"rope_theta": config["rope_local_base_freq"]}
+        if near.get("rope_type", "default") != "default":
+            raise _otherwise("llama.cpp scales no rotation of layers with a window")
+        found["rope.freq_base_swa"] = float(near["rope_theta"])
     if kind in ("default", "llama3"):
         return found
     if kind == "linear":
@@ -200,18 +246,23 @@ def place(name: str, config: Mapping[str, Any]) -> Place:
     Raises UnsupportedError for one that llama.cpp does not know.
     """
     module, _, kind = name.rpartition(".")
-    if module in _OUTSIDE:
-        return Place(f"{_OUTSIDE[module]}.{kind}")
-    if layer := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module):
+    own = row(config)
+    shift = own.shift if kind == "weight" and module.endswith("norm") else 0.0
+    if module in own.outside:
+        return Place(f"{own.outside[module]}.{kind}", shift=shift)
+    if layer := re.fullmatch(rf"{re.escape(own.root)}\.(\d+)\.(.+)", module):
         number, inner = layer.groups()
-        if inner in _INSIDE:
-            heads = 0
-            if architecture(config) == "llama" and inner.endswith((".q_proj", ".k_proj")):
-                own = "num_attention_heads" if inner.endswith(".q_proj") else "num_key_value_heads"
-                heads = int(config.get(own) or config["num_attention_heads"])
-            return Place(f"blk.{number}.{_INSIDE[inner]}.{kind}", heads)
+        if inner in own.inside:
+            heads = fused = 0
+            if own.interleaved and inner.endswith((".q_proj", ".k_proj")):
+                said = "num_attention_heads" if inner.endswith(".q_proj") else "num_key_value_heads"
+                heads = int(config.get(said) or config["num_attention_heads"])
+            if inner == own.fused:
+                fused = int(config["num_attention_heads"])
+            name = f"blk.{number}.{own.inside[inner]}.{kind}"
+            return Place(name, heads, fused=fused, shift=shift)
         if expert := re.fullmatch(r".*\.experts\.(\d+)\.(\w+)", inner):
-            return Place(f"blk.{number}.{_STACKS[expert[2]]}.{kind}", expert=int(expert[1]))
+            return Place(f"blk.{number}.{STACKS[expert[2]]}.{kind}", expert=int(expert[1]))
     raise UnsupportedError(
         f"gguf: llama.cpp has no place for `{name}`", hint="use `--format compressed-tensors`"
     )
@@ -223,18 +274,19 @@ def original(name: str, kind: str) -> tuple[str, bool]:
     The second value says whether it is a stack of experts.
     """
     stem, _, suffix = name.rpartition(".")
-    for theirs, ours in _OUTSIDE.items():
+    own = ROWS[kind]
+    for theirs, ours in own.outside.items():
         if stem == ours:
             return f"{theirs}.{suffix}", False
     if layer := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem):
         root = f"model.layers.{layer[1]}"
         mixtral = kind == "mixtral"
-        for part, stack in _STACKS.items():
+        for part, stack in STACKS.items():
             if layer[2] == stack and part.startswith("w") == mixtral:
                 block = "block_sparse_moe" if mixtral else "mlp"
                 return f"{root}.{block}.experts.{{}}.{part}.{suffix}", True
-        for theirs, ours in _INSIDE.items():
-            if layer[2] == ours and (ours != "ffn_gate_inp" or theirs.startswith("b") == mixtral):
+        for theirs, ours in own.inside.items():
+            if layer[2] == ours:
                 return f"{root}.{theirs}.{suffix}", False
     raise UnsupportedError(
         f"gguf: tensor `{name}` has no place in a model of type `{kind}`",
@@ -254,12 +306,11 @@ def config(fields: Mapping[str, Any], tied: bool, freqs: list[float] | None) -> 
     """
     arch = str(fields.get("general.architecture"))
     experts = bool(fields.get(f"{arch}.expert_count"))
-    kinds = {"llama": "mixtral" if experts else "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-    kind = (kinds | {"qwen3moe": "qwen3_moe"}).get(arch)
+    kind = "mixtral" if arch == "llama" and experts else READ.get(arch)
     if kind is None:
         raise UnsupportedError(
             f"gguf: architecture `{arch}` is not read yet",
-            hint=f"these are: {', '.join(sorted(set(ARCHITECTURES.values())))}",
+            hint=f"these are: {', '.join(READ)}",
         )
     classes = {"llama": "Llama", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     found: dict[str, Any] = {
@@ -271,7 +322,7 @@ def config(fields: Mapping[str, Any], tied: bool, freqs: list[float] | None) -> 
     }
     defaults: dict[str, Any] = {"vocab_size": len(fields.get("tokenizer.ggml.tokens") or [])}
     defaults["attention.head_count_kv"] = fields.get(f"{arch}.attention.head_count")
-    for key, name in {**_NUMBERS, **_EXPERTS.get(kind, {})}.items():
+    for key, name in ROWS[kind].numbers.items():
         value = fields.get(f"{arch}.{key}", defaults.get(key))
         if value is None:
             raise CheckpointError(

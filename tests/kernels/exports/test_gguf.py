@@ -1,6 +1,7 @@
 """GGUF files against gguf-py's reader, transformers' and llama.cpp itself."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,11 +79,18 @@ def far(theirs: dict[int, float], own: torch.Tensor) -> float:
     return max(abs(value - float(own[token])) for token, value in theirs.items())
 
 
-@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
-def test_llama_cpp_computes_what_transformers_does(
-    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
+ARCHITECTURES = (
+    "llama mistral qwen2 qwen3 mixtral qwen3_moe olmo2 phi3 gemma2 gemma3_text gpt2 gpt_neox"
+).split()
+
+
+def size_of(arch: str) -> dict[str, Any]:
+    """Return what of a tiny model is set so that blocks fit and llama.cpp computes the same."""
     size: dict[str, Any] = WIDE | {"num_attention_heads": 4, "num_key_value_heads": 2}
+    if arch == "gpt2":
+        return {"n_embd": 256, "n_inner": 512, "n_head": 4}
+    if arch == "gpt_neox":
+        return WIDE | {"num_attention_heads": 4}
     if arch == "mistral":
         size |= {"head_dim": 64, "sliding_window": 64}
     if arch == "qwen2":
@@ -91,7 +99,23 @@ def test_llama_cpp_computes_what_transformers_does(
         size |= {"head_dim": 64}
     if arch == "qwen3_moe":
         size |= {"mlp_only_layers": [], "moe_intermediate_size": 512, "head_dim": 64}
-    folder = tiny_model(arch, dtype=torch.float16, **size)
+    if arch == "phi3":
+        size |= {"sliding_window": None}
+    if arch.startswith("gemma"):
+        size |= {"head_dim": 64, "query_pre_attn_scalar": 64}
+    if arch == "gemma3_text":
+        kinds = ["sliding_attention"] * 5 + ["full_attention"]
+        size |= {"num_hidden_layers": 6, "layer_types": kinds}
+    return size
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_llama_cpp_computes_what_transformers_does(
+    arch: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    # llama.cpp looks for a token `<|endoftext|>` in whatever is named phi3.
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_model(arch, dtype=torch.float16, **size_of(arch)), folder)
     path = tmp_path / "model.gguf"
     done = export(str(folder), "gguf", path)
     assert path.stat().st_size == done.bytes
@@ -204,6 +228,49 @@ def test_llama_cpp_runs_codes_of_every_type(
         assert far(logprobs(answer), own) < 0.05 * float(own.max() - own.min())
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gpt_neox", "gemma2", "olmo2"])
+def test_codes_go_where_rows_are_moved_and_turned(
+    arch: str, coded_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    size = size_of(arch) | {"num_hidden_layers": 2}
+    if arch == "gpt2":
+        size |= {"num_key_value_heads": 4}
+    folder = coded_model(arch, bits=4, group_size=-1 if arch == "gpt2" else 32, **size)
+    done = export(str(folder), "gguf", tmp_path / "model.gguf")
+    assert {own.stored for own in done.verdicts.values()} == {"Q4_0"}
+    ids = torch.arange(20, 44).tolist()
+    (answer,) = llama_cpp(tmp_path / "model.gguf", [ids], 1, 100)
+    own = ours(folder, ids)
+    assert far(logprobs(answer), own) < 0.05 * float(own.max() - own.min())
+    assert far(logprobs(answer), own.roll(1)) > 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "why"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 24}, "another root than this model"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "in each 2th layer of `gemma2`"),
+        ("gemma3_text", {}, "in each 6th layer of `gemma3_text`"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention of gpt2"),
+        ("gpt_neox", {"attention_bias": False}, "wants biases"),
+        ("gpt_neox", {"hidden_act": "relu"}, "computes gelu for `gpt_neox`, not `relu`"),
+        ("olmo2", {"hidden_act": "gelu"}, "computes silu for `olmo2`, not `gelu`"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(
+    arch: str,
+    changes: dict[str, Any],
+    why: str,
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = tiny_model(arch, dtype=torch.float16, **changes)
+    with pytest.raises(UnsupportedError, match=why) as caught:
+        export(str(folder), "gguf", tmp_path / "model.gguf")
+    assert "compressed-tensors" in str(caught.value.hint)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_no_block_divides_is_said(coded_model: Callable[..., Path], tmp_path: Path) -> None:
     folder = coded_model("llama", bits=4, group_size=64, intermediate_size=320 + 16)
     done = export(str(folder), "gguf", tmp_path / "model.gguf")
@@ -219,8 +286,8 @@ def test_what_no_block_divides_is_said(coded_model: Callable[..., Path], tmp_pat
 def test_what_llama_cpp_would_do_otherwise_is_refused(
     tiny_model: Callable[..., Path], tmp_path: Path, assets: Path
 ) -> None:
-    with pytest.raises(UnsupportedError, match="model_type `gpt2` is not written yet"):
-        export(str(tiny_model("gpt2")), "gguf", tmp_path / "model.gguf")
+    with pytest.raises(UnsupportedError, match=r"`opt`: llama\.cpp has no architecture for it"):
+        export(str(tiny_model("opt")), "gguf", tmp_path / "model.gguf")
     with pytest.raises(UnsupportedError, match="experts in every layer"):
         export(str(tiny_model("qwen3_moe")), "gguf", tmp_path / "model.gguf")
     folder = assets / "models/templateGPT-llama3-1M"
