@@ -1,10 +1,11 @@
 """Manifest + report -> model card: what was done, from what, what it cost, how to load it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from unicomp.evaluate.cost.gain import Gain
+from unicomp.evaluate.cost.stages import costs
 from unicomp.manifest import CalibrationPart, Manifest, Stage
 from unicomp.recipes import card_fields
 
@@ -129,6 +130,8 @@ def write(
         lines += ["", "## Training", "", *_training(manifest)]
     if report is not None:
         lines += ["", "## Scores", "", *_scores(report)]
+        if report.get("gates"):
+            lines += ["", "## Gates", "", *_gates(report["gates"])]
     if fallbacks or manifest.notes:
         lines += ["", "## Notes", ""]
         lines += [f"- {count} linears: {why}" for why, count in sorted(fallbacks.items())]
@@ -202,25 +205,9 @@ def _training(manifest: Manifest) -> list[str]:
     All of them are of the windows that the training holds out.
     """
     lines = ["| after | KL to the teacher, nats a token of held-out text |", "|---|---:|"]
-    before: list[str] = []
-    figures: dict[str, float] = {}
-    last: dict[str, float] = {}
-    heat: dict[str, float] | None = None
-    for number, stage in enumerate(manifest.stages, start=1):
-        word = f"{number}. {stage.verb} {stage.method}"
-        if stage.training is None:
-            before.append(word)
-            if stage.held_out is not None:
-                lines.append(f"| {', '.join(before)} | {stage.held_out['kl']:.4g} |")
-                before = []
-            continue
-        told = stage.training
-        if before:
-            lines.append(f"| {', '.join(before)} | {told.before['kl']:.4g} |")
-        won = 1 - told.after["kl"] / told.before["kl"] if told.before["kl"] else 0.0
-        lines.append(f"| {word} | {told.after['kl']:.4g}, {won:.0%} less |")
-        before, last = [], told.after
-        figures, heat = told.before, told.temperature
+    lines += [f"| {own.after} | {own.kl:.4g}{own.less} |" for own in costs(manifest.stages)]
+    trained = [stage.training for stage in manifest.stages if stage.training is not None]
+    figures, last, heat = trained[-1].before, trained[-1].after, trained[-1].temperature
     lines += ["", "| held out | before training | after |", "|---|---:|---:|"]
     lines += [
         f"| {name.replace('_', ' ')} | {figures[name]:.4g} | {last[name]:.4g} |"
@@ -252,14 +239,45 @@ def _scores(report: dict[str, Any]) -> list[str]:
     for score in report["scores"]:
         if score["status"] != "measured":
             continue
-        interval = score["ci95"]
         lines.append(
             f"| {score['name']} ({score['unit']}) | {_number(score['baseline'])} "
             f"| {_number(score['value'])} "
-            f"| {'' if interval is None else f'{_number(interval[0])} to {_number(interval[1])}'} "
+            f"| {_span(score['ci95'])} "
             f"| {score['n'] if score['n'] is not None else ''} |"
         )
     return lines
+
+
+OUTCOMES = {
+    "fail": "failed",
+    "inconclusive": "had too little evidence",
+    "pass": "passed",
+    "not applied": "did not apply",
+}
+"""Outcome of a gate -> how a card says it, the worst first."""
+
+
+def _gates(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of each bound that the model was held against what became of it, the worst first."""
+    found = [own["outcome"] for own in verdicts]
+    counts = [f"{found.count(own)} {said}" for own, said in OUTCOMES.items() if own in found]
+    lines = [
+        f"Of {len(found)} bounds {', '.join(counts)}.",
+        "",
+        "| score | bound | verdict | found | interval | would have seen | why |",
+        "|---|---|---|---:|---|---:|---|",
+    ]
+    for own in sorted(verdicts, key=lambda verdict: [*OUTCOMES].index(verdict["outcome"])):
+        bound = f"{own['check'].replace('_', ' ')} {_number(own['limit'])}" if own["check"] else ""
+        lines.append(
+            f"| `{own['score']}` | {bound} | {OUTCOMES[own['outcome']]} | {_number(own['value'])} "
+            f"| {_span(own['interval'])} | {_number(own['detectable'])} | {own['reason'] or ''} |"
+        )
+    return lines
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{_number(interval[0])} to {_number(interval[1])}"
 
 
 def _number(value: float | None) -> str:

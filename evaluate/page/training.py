@@ -6,6 +6,7 @@ the report's scores, which are of other text.
 
 from collections.abc import Sequence
 
+from unicomp.evaluate.cost.stages import costs
 from unicomp.evaluate.page.sheet import number, table
 from unicomp.manifest import Stage, Training
 
@@ -29,30 +30,12 @@ def section(stages: Sequence[Stage]) -> list[str]:
     parts = [
         "<h2>Distillation</h2>",
         '<p class="soft">Measured on text that the training held out, when the model was made.</p>',
-        table(("after", "KL to the teacher, nats a token"), _costs(stages)),
+        table(
+            ("after", "KL to the teacher, nats a token"),
+            [(own.after + own.less, number(own.kl)) for own in costs(stages)],
+        ),
     ]
     return parts + [part for training in trained for part in _figures(training)]
-
-
-def _costs(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """Return a row for each stage, or run of stages, after which the divergence is known."""
-    rows: list[tuple[str, str]] = []
-    before: list[str] = []
-    for place, stage in enumerate(stages, 1):
-        if stage.training is not None:
-            rows.append((", ".join(before) or "the student", number(stage.training.before["kl"])))
-            rows.append((_name(place, stage), number(stage.training.after["kl"])))
-            before = []
-            continue
-        before.append(_name(place, stage))
-        if stage.held_out is not None:
-            rows.append((", ".join(before), number(stage.held_out["kl"])))
-            before = []
-    return rows
-
-
-def _name(place: int, stage: Stage) -> str:
-    return f"{place}. {stage.verb} {stage.method}"
 
 
 def _figures(training: Training) -> list[str]:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from unicomp import manifest
 from unicomp.cli.main import exit_code
-from unicomp.recipes import card_fields
+from unicomp.evaluate import scores
+from unicomp.recipes import card, card_fields
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,51 @@ def test_every_snippet_runs_or_says_that_it_was_not_run(
         assert "unicomp " in code or "not run by unicomp's tests" in code
     assert ran >= (1 if kind == "gptq" else 2)
     assert "licence" in text
+
+
+def test_a_card_says_what_became_of_every_gate(tmp_path: Path) -> None:
+    """One of each outcome, decided by the command; a card without gates says nothing of them."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(
+        "version: 1\nmodel: builtin:tinyworld\nstages: [{quantize: rtn, group_size: 32}]\n"
+        "score: [efficiency]\ngates:\n"
+        "  - {score: efficiency/disk_bytes, max: 1}\n"
+        "  - {score: efficiency/bits_per_weight, max: 16}\n"
+        "  - {score: safety/bias, max: 1}\n"
+        "  - {score: efficiency/load_s, max_rise: 1, unmeasurable: inconclusive}\n"
+    )
+    assert exit_code(["run", str(recipe), "--out", str(out), "--quiet"]) == 3
+    text = (out / "README.md").read_text("utf-8")
+    verdicts = {own["score"]: own for own in scores.read(out / "report.json").gates}
+    assert len({own["outcome"] for own in verdicts.values()}) >= 3
+    section = text.partition("## Gates\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(verdicts) == 4
+    said = {
+        "pass": "passed",
+        "fail": "failed",
+        "inconclusive": "had too little evidence",
+        "not applied": "did not apply",
+    }
+    for name, own in verdicts.items():
+        row = next(line for line in rows if f"`{name}`" in line)
+        assert f"| {said[own['outcome']]} |" in row
+        assert (own["reason"] or "") in row
+    assert "failed" in rows[0]
+    found = [own["outcome"] for own in verdicts.values()]
+    for outcome in set(found):
+        assert f"{found.count(outcome)} {said[outcome]}" in section
+    plain = card.write(_made(), manifest.read(out), {"scores": []})
+    assert "## Gates" not in plain
+
+
+def _made() -> card.Made:
+    class Asked:
+        format = "compressed-tensors"
+
+    class Made:
+        recipe = Asked()
+        loaders: ClassVar[dict[str, str | None]] = {}
+        schemes: ClassVar[dict[str, str]] = {}
+
+    return Made()
