@@ -10,18 +10,18 @@ from pydantic import Field, model_validator
 from unicomp.compress.method import Method
 from unicomp.errors import UnsupportedError
 
-# What won most, or within an eighth of it, on three models of width 64 to 128
-# (benchmarks/results/distillation_rates.json); beyond, the rate of Adam falls as the width grows
+# What won most, or KL within an eighth of it, on models of width 64 to 128 (adapters: a fifth;
+# benchmarks/results/distillation_rates.json); beyond, the rate of Adam falls as the width grows
 # (muP, arXiv:2203.03466, table 3).
-RATE, COARSE_RATE, WIDTH = 1e-3, 3e-3, 128
+RATE, COARSE_RATE, WIDTH, COARSE_BITS = 1e-3, 3e-3, 128, 4
 
 
 def usual_rate(*, width: int, coarse: bool) -> float:
     """Return the learning rate where none is said.
 
     width   of the states between layers
-    coarse  what learns are ternary or two-bit weights, which a small step does not move from one
-            code to the next, or adapters, which begin at zero
+    coarse  what learns are weights of few bits, which a small step does not move from one code to
+            the next, or adapters, which begin at zero
     """
     return (COARSE_RATE if coarse else RATE) * min(1.0, WIDTH / width)
 
@@ -91,7 +91,7 @@ class DistillMethod(Method):
         None,
         gt=0,
         le=1,
-        description="highest learning rate; default 1e-3, of ternary and two-bit weights and of "
+        description="highest learning rate; default 1e-3, of weights of 4 bits or fewer and of "
         "adapters 3e-3; divided by how many times wider than 128 the model is",
     )
     warmup: float = Field(
@@ -204,7 +204,7 @@ class DistillMethod(Method):
         """
         if self.rate is not None:
             return self
-        coarse = self.lora_rank is not None or (bits is not None and bits <= 2)
+        coarse = self.lora_rank is not None or (bits is not None and bits <= COARSE_BITS)
         return self.model_copy(update={"rate": usual_rate(width=width, coarse=coarse)})
 
     def sampling(self) -> Sampling | None:
