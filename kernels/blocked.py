@@ -48,6 +48,8 @@ LINE = 64  # bytes of a line, and what panels are a multiple of
 STRETCH = 4  # groups whose scales lie together, before their lines
 DIGITS: dict[Kind, int] = {"int8": 1, "int4": 2, "int2": 4, "trit5": 5, "bit1": 8}
 RADIX: dict[Kind, int] = {"int8": 256, "int4": 16, "int2": 4, "trit5": 3, "bit1": 3}
+# The greatest activation, by kind: plus or minus a digit it still is a byte (csrc/tiles.h).
+GREATEST: dict[Kind, int] = {"int8": 127, "int4": 120, "int2": 126, "trit5": 126, "bit1": 126}
 SPAN = 320  # columns whose activations share a scale where weights have one a row: 16 x 20 columns
 
 
@@ -215,9 +217,10 @@ def quantize_activations(x: Tensor, weight: Blocked) -> tuple[Tensor, Tensor]:
     """Round activations to int8 per token and span, as every kernel does.
 
     x        [tokens, in]
-    returns  int8 [tokens, in] in -127..127; float32 scales [tokens, spans]
+    returns  int8 [tokens, in] in -g..g, g being `GREATEST` of the kind; float32 scales
+             [tokens, spans]
 
-    `scale = max|x| / 127`, codes are `x * (127 / max|x|)` to the nearest even; zeros have scale 0.
+    `scale = max|x| / g`, codes are `x * (g / max|x|)` to the nearest even; zeros have scale 0.
     Values that are not finite give scales that are not, so that the outputs show it.
     """
     tokens, columns = x.shape
@@ -227,10 +230,11 @@ def quantize_activations(x: Tensor, weight: Blocked) -> tuple[Tensor, Tensor]:
     padded[:, :columns] = x.float()
     cube = padded.view(tokens, spans, span)
     most = cube.abs().amax(2)  # NaN where there is one
-    # `127 / most` would be `most.reciprocal() * 127`, rounded twice
-    inverse = torch.where(most > 0, torch.tensor(127.0) / most, torch.zeros_like(most))
-    codes = (cube * inverse[:, :, None]).nan_to_num(0, 0, 0).round().clamp(-127, 127)
-    return codes.view(tokens, -1)[:, :columns].to(torch.int8), most / 127
+    # `120 / most` would be `most.reciprocal() * 120`, rounded twice
+    greatest = GREATEST[weight.kind]
+    inverse = torch.where(most > 0, torch.tensor(float(greatest)) / most, torch.zeros_like(most))
+    codes = (cube * inverse[:, :, None]).nan_to_num(0, 0, 0).round().clamp(-greatest, greatest)
+    return codes.view(tokens, -1)[:, :columns].to(torch.int8), most / greatest
 
 
 def linear(x: Tensor, weight: Blocked, *, compute: Compute = "int8") -> Tensor:

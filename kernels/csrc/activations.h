@@ -11,8 +11,8 @@
 
 /* Comparing the bits of magnitudes orders them, infinity and then NaN last. The sum with 1.5 * 2^23
  * rounds to the nearest even integer and leaves it in the low bits. */
-UC_INLINE void uc_quantize_body(const float *from, size_t count, int8_t *restrict codes,
-                                float *scale, int32_t *owed) {
+UC_INLINE void uc_quantize_body(const float *from, size_t count, float greatest,
+                                int8_t *restrict codes, float *scale, int32_t *owed) {
     uint32_t most = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t bits;
@@ -22,7 +22,7 @@ UC_INLINE void uc_quantize_body(const float *from, size_t count, int8_t *restric
     }
     float top;
     memcpy(&top, &most, 4);
-    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    const float inverse = top > 0 ? greatest / top : 0.0f;
     int32_t total = 0;
     for (size_t i = 0; i < count; i++) {
         float product = from[i] * inverse, rounded = product + 12582912.0f;
@@ -33,7 +33,7 @@ UC_INLINE void uc_quantize_body(const float *from, size_t count, int8_t *restric
         codes[i] = (int8_t)code;
         total += (int32_t)code;
     }
-    *scale = top / 127.0f;
+    *scale = top / greatest;
     *owed = -total;
 }
 

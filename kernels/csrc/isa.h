@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "panel.h"
+#include "tiles.h"
 
 struct uc_isa {
     const char *name;
@@ -19,6 +20,9 @@ struct uc_isa {
     uc_quantize *quantize;
     uc_multiply *dots[UC_KINDS];  /* compute="int8" */
     uc_multiply *exact[UC_KINDS]; /* compute="exact" */
+    uc_unpack *unpack[UC_KINDS];  /* for tiles of many tokens, with the next two; NULL: no tiles */
+    uc_lay *lay;
+    uc_multiply_tile *tile;
 };
 
 /* The instruction set in use: the best that the machine has, until uc_isa_use. */
@@ -36,6 +40,10 @@ int uc_has_f16c(void);
 /* How many bytes ahead of a line to fetch, once a line, with so many tokens at once: 0 where the
  * processor reads one stream as fast by itself, and slower if told. */
 size_t uc_ahead(size_t tokens);
+
+/* What lies in a file of its own. */
+uc_lay uc_lay_avx512vnni;
+uc_multiply_tile uc_tile_avx512vnni;
 
 extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni, uc_isa_neon_dotprod;
 

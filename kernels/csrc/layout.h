@@ -78,6 +78,12 @@ static inline int32_t uc_offset(enum uc_kind kind) {
     return offset[kind];
 }
 
+/* The greatest activation: such that a sum with a digit is a byte, see tiles.h. */
+static inline int32_t uc_most(enum uc_kind kind) {
+    static const unsigned char most[UC_KINDS] = {127, 120, 126, 126, 126};
+    return most[kind];
+}
+
 static inline size_t uc_bytes_of(enum uc_dtype dtype) {
     return dtype == UC_FLOAT32 ? 4 : 2;
 }

@@ -61,10 +61,10 @@ typedef void uc_convert(enum uc_dtype dtype, const uint8_t *from, size_t count, 
 /* Write `count` float32, rounded to the nearest even, as a dtype. */
 typedef void uc_store(enum uc_dtype dtype, const float *from, size_t count, uint8_t *restrict to);
 
-/* Round one span of one token to int8, as kernels/blocked.py quantize_activations says;
- * `owed` is minus the sum of the codes. */
-typedef void uc_quantize(const float *from, size_t count, int8_t *restrict codes, float *scale,
-                         int32_t *owed);
+/* Round one span of one token to int8, as kernels/blocked.py quantize_activations says; `greatest`
+ * is uc_most of the kind, `owed` is minus the sum of the codes. */
+typedef void uc_quantize(const float *from, size_t count, float greatest, int8_t *restrict codes,
+                         float *scale, int32_t *owed);
 
 static inline size_t uc_lines_of(const struct uc_layout *layout, size_t span) {
     return span + 1 == layout->spans ? layout->last_lines : layout->span_lines;

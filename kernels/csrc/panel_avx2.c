@@ -52,9 +52,9 @@ static WIDE void uc_store_avx2(enum uc_dtype dtype, const float *from, size_t co
     }
 }
 
-static WIDE void uc_quantize_avx2(const float *from, size_t count, int8_t *restrict codes,
-                                  float *scale, int32_t *owed) {
-    uc_quantize_body(from, count, codes, scale, owed);
+static WIDE void uc_quantize_avx2(const float *from, size_t count, float greatest,
+                                  int8_t *restrict codes, float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, greatest, codes, scale, owed);
 }
 
 PART __m256 scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t row) {

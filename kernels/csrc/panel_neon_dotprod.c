@@ -54,9 +54,9 @@ static WIDE void uc_store_neon_dotprod(enum uc_dtype dtype, const float *from, s
     }
 }
 
-static WIDE void uc_quantize_neon_dotprod(const float *from, size_t count, int8_t *restrict codes,
-                                          float *scale, int32_t *owed) {
-    uc_quantize_body(from, count, codes, scale, owed);
+static WIDE void uc_quantize_neon_dotprod(const float *from, size_t count, float greatest,
+                                          int8_t *restrict codes, float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, greatest, codes, scale, owed);
 }
 
 PART float32x4_t scales_at(enum uc_dtype dtype, const uint8_t *scales, size_t row) {

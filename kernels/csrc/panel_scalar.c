@@ -68,9 +68,9 @@ static void uc_store_scalar(enum uc_dtype dtype, const float *from, size_t count
     }
 }
 
-static void uc_quantize_scalar(const float *from, size_t count, int8_t *restrict codes,
-                               float *scale, int32_t *owed) {
-    uc_quantize_body(from, count, codes, scale, owed);
+static void uc_quantize_scalar(const float *from, size_t count, float greatest,
+                               int8_t *restrict codes, float *scale, int32_t *owed) {
+    uc_quantize_body(from, count, greatest, codes, scale, owed);
 }
 
 /* The digits of one byte, in the order of columns. */

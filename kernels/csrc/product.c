@@ -5,12 +5,11 @@
 
 #include "isa.h"
 #include "pool.h"
+#include "tiles.h"
 
 enum {
     CHUNK_BYTES = 768 << 10, /* of activations at once: they stay in the second cache */
-    CHUNK_TOKENS = 2 * UC_TOKENS,
-    GRAIN_BYTES = 64 << 10, /* of weights between two looks at the pool */
-    GRAIN_VALUES = 16 << 10 /* of activations, likewise */
+    CHUNK_TOKENS = 2 * UC_TOKENS
 };
 
 struct run {
@@ -83,7 +82,8 @@ static void prepare(void *context, size_t first, size_t end) {
                 spread_values(values, padded, count, run->values + at + (t - block));
             } else {
                 size_t index = block * layout->spans + span * count + (t - block);
-                run->isa->quantize(values, own, codes, run->scales + index, run->owed + index);
+                run->isa->quantize(values, own, (float)uc_most(layout->kind), codes,
+                                   run->scales + index, run->owed + index);
                 memset(codes + own, 0, padded - own);
                 spread_codes(codes, padded, count, run->codes + at + UC_LANE * (t - block));
             }
@@ -91,12 +91,23 @@ static void prepare(void *context, size_t first, size_t end) {
     }
 }
 
+void uc_put(const struct uc_layout *layout, const struct uc_product *product, size_t token,
+            size_t row, size_t rows, float *values) {
+    const enum uc_dtype dtype = (enum uc_dtype)product->dtype;
+    for (size_t r = 0; product->bias && r < rows; r++) {
+        float bias;
+        memcpy(&bias, product->bias + (row + r) * sizeof bias, sizeof bias);
+        values[r] += bias;
+    }
+    const size_t at = token * layout->rows + row;
+    uc_isa_live()->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
+}
+
 /* Multiply panels first..end-1 with all tokens of the chunk. */
 static void multiply(void *context, size_t first, size_t end) {
     const struct run *run = context;
     const struct uc_layout *layout = run->layout;
     const struct uc_product *product = run->product;
-    const enum uc_dtype dtype = (enum uc_dtype)product->dtype;
     uc_multiply *const own = (product->exact ? run->isa->exact : run->isa->dots)[layout->kind];
     float tile[UC_TOKENS * UC_ROWS];
     for (size_t panel = first; panel < end; panel++) {
@@ -107,14 +118,7 @@ static void multiply(void *context, size_t first, size_t end) {
             const struct uc_tokens tokens = tokens_at(run, t);
             own(layout, data, &tokens, tile);
             for (size_t i = 0; i < tokens.count; i++, t++) {
-                float *values = tile + i * UC_ROWS;
-                for (size_t r = 0; product->bias && r < rows; r++) {
-                    float bias;
-                    memcpy(&bias, product->bias + (row + r) * sizeof bias, sizeof bias);
-                    values[r] += bias;
-                }
-                size_t at = (run->start + t) * layout->rows + row;
-                run->isa->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
+                uc_put(layout, product, run->start + t, row, rows, tile + i * UC_ROWS);
             }
         }
     }
@@ -137,15 +141,12 @@ static enum uc_status check(const struct uc_layout *layout, const struct uc_prod
     return UC_OK;
 }
 
-/* How many of a size fit in some bytes, at least one. */
-static size_t grain_of(size_t most, size_t size) {
-    return size < most ? most / size : 1;
-}
-
 enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product *product) {
     enum uc_status status = check(layout, product);
     if (status != UC_OK || product->tokens == 0)
         return status;
+    if (uc_tiles_fit(layout, product))
+        return uc_tiles(layout, product);
     struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
     size_t row = layout->padded * (product->exact ? sizeof(float) : 1);
     size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
@@ -166,8 +167,9 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
     for (run.start = 0; run.start < product->tokens; run.start += chunk) {
         size_t left = product->tokens - run.start;
         run.count = left < chunk ? left : chunk;
-        uc_run(product->threads, run.count, grain_of(GRAIN_VALUES, layout->columns), prepare, &run);
-        uc_run(product->threads, layout->panels, grain_of(GRAIN_BYTES, layout->panel_bytes),
+        uc_run(product->threads, run.count, uc_grain_of(UC_GRAIN_VALUES, layout->columns), prepare,
+               &run);
+        uc_run(product->threads, layout->panels, uc_grain_of(UC_GRAIN_BYTES, layout->panel_bytes),
                multiply, &run);
     }
     free(memory);

@@ -177,9 +177,10 @@ def test_one_changed_byte_shows(kind: Kind, isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group", [-1, 16384])
-@pytest.mark.parametrize("sign", [127.0, -127.0])
-def test_no_sum_overflows(kind: Kind, isa: str, group: int, sign: float) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_sum_overflows(kind: Kind, isa: str, group: int, sign: int) -> None:
     bits, low, high = CODES[kind]
+    most = float(sign * blocked.GREATEST[kind])
     columns = 16384
     cpu.use(isa)
     for code, zero in ((high, low), (low, high), (high, 0), (low, 0)):
@@ -187,11 +188,36 @@ def test_no_sum_overflows(kind: Kind, isa: str, group: int, sign: float) -> None
         codes = torch.full((16, columns), code, dtype=torch.int8)
         zeros = torch.full((16, 1), zero, dtype=torch.int8)
         weight = cpu.block(PackedTensor(codes, torch.ones(16, 1), zeros, scheme), kind)
-        for tokens in (1, 2, 5, 16):
-            x = torch.full((tokens, columns), sign)
-            wanted = torch.full((tokens, 16), sign * columns * (code - zero))
+        for tokens in (1, 2, 5, 16, 24):
+            x = torch.full((tokens, columns), most)
+            wanted = torch.full((tokens, 16), most * columns * (code - zero))
             same_bits(cpu.linear(x, weight), wanted)
             same_bits(cpu.linear(x, weight), blocked.linear(x, weight))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_the_greatest_activation_and_any_digit_are_a_byte(kind: Kind) -> None:
+    _, low, high = CODES[kind]
+    most, offset = blocked.GREATEST[kind], blocked.offset_of(kind)
+    room = 128 - most
+    assert 2 * most + high + offset <= 255
+    assert -most - room + low + offset >= -128
+    assert most - room + high + offset <= 127
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group", [-1, 128])
+def test_extreme_values_side_by_side_keep_the_definition(kind: Kind, group: int) -> None:
+    draw = Draw(17)
+    _, low, high = CODES[kind]
+    packed = draw.weight(kind, 50, 900, group, symmetric=False)
+    packed.codes[:] = torch.where(packed.codes < 0, low, high)
+    weight = cpu.block(packed, kind)
+    x = draw.integers(-1, 1, 41, 900).float()
+    wanted = blocked.linear(x, weight)
+    for isa in ISAS:
+        cpu.use(isa)
+        same_bits(cpu.linear(x, weight), wanted)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -536,4 +536,6 @@ def test_a_whole_model_compiles(tinyworld: Path) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.inference_mode():
         found = compiled(input_ids=ids, use_cache=False).logits
+    # Compiled, torch attends; our attention in bfloat16 rounds some values to the other side.
+    model.set_attn_implementation("sdpa")
     assert torch.equal(found.float(), logits(model, ids, use_cache=False))
