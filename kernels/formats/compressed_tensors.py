@@ -34,6 +34,7 @@ from torch import Tensor
 
 from unicomp.checkpoint import DTYPES
 from unicomp.errors import UnsupportedError
+from unicomp.kernels import loader_facts as facts
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import PackedTensor, Scheme, pack_words, unpack_words, words
 from unicomp.kernels.targets import CLASSES, matches, patterns
@@ -43,9 +44,6 @@ from unicomp.writer import Meta
 VERSION = "0.20.0"
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-# What vLLM holds as one module, so that the parts must share a scheme.
-_FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"w1", "w3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +318,7 @@ class _Settling:
             self._as_blocks(packed, None)  # all experts alike, though some are even
             self._as_blocks(ragged, f"{self._undivided(ragged[0])}: a shorter last group")
         if self.stacked and not self.transformers:
-            self.unloaded = "it wants dense experts beside packed linears stacked"
+            self.unloaded = facts.TRANSFORMERS_PLAIN_EXPERTS.why
         if not self.transformers or not any(self.schemes.values()):
             self.stacked = []
 
@@ -369,25 +367,24 @@ class _Settling:
         if self.transformers:
             self._one_scheme(wanted, "linears with packed zero points")
         elif mixed:
-            self.unloaded = "it takes packed zero points only where all linears share one scheme"
+            self.unloaded = facts.TRANSFORMERS_ONE_SCHEME.why
         self.dequantize = not mixed or self.transformers
 
     def vllm_refuses(self, wishes: Sequence[Wish]) -> str | None:
         """Say why vLLM does not take the file, by what its code (0.33) reads; it was not run."""
         kept = self.wanted(wishes)
         if any(wish.transposed for wish in kept):
-            return "it takes no packed Conv1D"
+            return facts.VLLM_CONV1D.why
         if self.block:
-            return "it takes no integer weights in blocks"
-        if not self._fills_words(kept):
-            return "it wants rows of codes to fill whole 32-bit words"
-        if any(not self._scheme(wish).symmetric and self._scheme(wish).bits != 4 for wish in kept):
-            return "it takes zero points with 4 bits only"
+            return facts.VLLM_BLOCKS.why
+        for fact in (facts.VLLM_HALF_WORDS, facts.VLLM_ZERO_POINTS):
+            if any(fact.wrong(wish.shape, self._scheme(wish)) for wish in kept):
+                return fact.why
         if self.stacked:
-            return "it reads dense experts one by one, not stacked"
+            return facts.VLLM_STACKED.why
         for members in self._neighbours(wishes):
             if len({self.schemes[wish.module] for wish in members}) > 1:
-                return "it wants one scheme for q, k and v, and one for gate and up"
+                return facts.VLLM_NEIGHBOURS.why
         return None
 
     def _neighbours(self, wishes: Iterable[Wish]) -> list[list[Wish]]:
@@ -395,7 +392,7 @@ class _Settling:
         parents: dict[tuple[str, int], list[Wish]] = {}
         for wish in wishes:
             parent, _, own = wish.module.rpartition(".")
-            for index, names in enumerate(_FUSED):
+            for index, names in enumerate(facts.FUSED):
                 if own in names:
                     parents.setdefault((parent, index), []).append(wish)
         return list(parents.values())
@@ -419,7 +416,9 @@ class _Settling:
 
     def _fills_words(self, wishes: Iterable[Wish]) -> bool:
         """Say whether rows end with a whole word, without which vLLM takes no packed linear."""
-        return all(wish.shape[1] * self._scheme(wish).bits % 32 == 0 for wish in wishes)
+        return not any(
+            facts.VLLM_HALF_WORDS.wrong(wish.shape, self._scheme(wish)) for wish in wishes
+        )
 
     def _per_channel(self, wishes: Iterable[Wish], why: str) -> None:
         for wish in wishes:

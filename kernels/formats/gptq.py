@@ -25,6 +25,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from unicomp.kernels import loader_facts as facts
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import PackedTensor, Scheme, pack_words, unpack_words, words
 from unicomp.kernels.targets import patterns
@@ -59,16 +60,17 @@ class Gptq(Format):
                 stored = self.refuses(wish.shape, channel) is None
                 scheme = channel if stored else None
                 reason += ": per channel" if stored else ""
-            if scheme is not None and vllm and (not scheme.symmetric or scheme.bits not in (4, 8)):
-                scheme, reason = None, "vLLM runs gptq only with symmetric 4 and 8 bits"
+            refuses = None if scheme is None else _vllm_refuses(wish.shape, scheme)
+            if vllm and refuses is not None:
+                scheme, reason = None, f"vLLM: {refuses}"
             schemes[wish.module] = scheme
             if reason is not None:
                 why[wish.module] = reason
         kept = [scheme for scheme in schemes.values() if scheme is not None]
         v2 = any(not scheme.symmetric or scheme.bits == 3 for scheme in kept)
-        runs = all(scheme.symmetric and scheme.bits in (4, 8) for scheme in kept)
-        refuses = None if runs else "it runs gptq with symmetric 4 and 8 bits only"
-        takes = {"transformers": None, "vllm": refuses}  # transformers: with gptqmodel installed
+        told = (_vllm_refuses((0, 0), scheme) for scheme in dict.fromkeys(kept))
+        # transformers: with gptqmodel installed
+        takes = {"transformers": None, "vllm": next((why for why in told if why), None)}
         return Settled(replace(self, v2=v2), schemes, why, loaders=takes)
 
     def reading(self, config: Mapping[str, Any]) -> Self:
@@ -190,6 +192,13 @@ class Gptq(Format):
     def extra_files(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return `quantize_config.json`, where GPTQModel looks first."""
         return {"quantize_config.json": json.dumps(config, indent=2) + "\n"}
+
+
+def _vllm_refuses(shape: tuple[int, int], scheme: Scheme) -> str | None:
+    for fact in (facts.VLLM_GPTQ_WIDTH, facts.VLLM_GPTQ_ZERO_POINTS):
+        if fact.wrong(shape, scheme):
+            return fact.why
+    return None
 
 
 def _regexes(members: Iterable[str], everything: Iterable[str]) -> list[str]:

@@ -5,10 +5,10 @@ A condition returns the modules that meet it, or the words of the config that do
 
 from collections.abc import Callable, Iterable, Iterator
 
+from unicomp.kernels.loader_facts import FUSED, VLLM_HALF_WORDS, Fact
 from unicomp.kernels.packed import words
 from unicomp.recipes.lint.output import HEADS, SPARSE, Output, Stored, numbered
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 # Cut along the input by tensor parallelism, and along the output; all others are not cut.
 BY_COLUMNS = ("o_proj", "down_proj", "w2")
 BY_ROWS = tuple(name for names in FUSED for name in names)
@@ -18,6 +18,11 @@ FALSE_ORDERS = (None, "weight", "static", False)
 def each(wrong: Callable[[Stored], bool]) -> Callable[[Output, int], Iterator[str]]:
     """Return the condition of all packed linears that are `wrong`."""
     return lambda output, _: (one.module for one in output.packed if wrong(one))
+
+
+def of(fact: Fact) -> Callable[[Output, int], Iterator[str]]:
+    """Return the condition of all packed linears of which a fact holds."""
+    return each(lambda one: one.scheme is not None and fact.wrong(one.shape, one.scheme))
 
 
 def version_one(wrong: Callable[[Stored], bool]) -> Callable[[Output, int], Iterator[str]]:
@@ -63,7 +68,7 @@ def undivided(one: Stored) -> bool:
 
 def half_words(one: Stored) -> bool:
     """Tell whether a row of codes ends within a 32-bit word."""
-    return one.scheme is not None and one.shape[1] * one.scheme.bits % 32 != 0
+    return one.scheme is not None and VLLM_HALF_WORDS.wrong(one.shape, one.scheme)
 
 
 def sparse_words(one: Stored) -> bool:

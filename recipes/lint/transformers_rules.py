@@ -3,6 +3,7 @@
 Of compressed-tensors and BitNet each was tried; of GPTQ, whose loading wants gptqmodel, read.
 """
 
+from unicomp.kernels import loader_facts as facts
 from unicomp.recipes.lint import conditions as when
 from unicomp.recipes.lint.format_rules import (
     CONFIG_DISAGREES,
@@ -75,7 +76,7 @@ TRANSFORMERS = Loader(
         Rule(
             "one-scheme",
             when.mixed_dequantized,
-            "weights that are made dense at load must share one scheme, and this has another",
+            facts.TRANSFORMERS_ONE_SCHEME.why,
             "use one scheme for all",
             CT,
         ),
@@ -96,7 +97,7 @@ TRANSFORMERS = Loader(
         Rule(
             "plain-experts",
             when.plain_experts,
-            "plain experts beside packed linears are thrown away unless they are stacked",
+            facts.TRANSFORMERS_PLAIN_EXPERTS.why,
             "quantize with `target: [transformers]`, which stacks them",
             CT,
         ),

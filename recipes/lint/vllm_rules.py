@@ -1,5 +1,6 @@
 """What vLLM does not take: by what the code of 0.33 reads; it was not run."""
 
+from unicomp.kernels import loader_facts as facts
 from unicomp.recipes.lint import conditions as when
 from unicomp.recipes.lint.format_rules import (
     CONFIG_DISAGREES,
@@ -57,58 +58,57 @@ VLLM = Loader(
         ),
         Rule(
             "half-words",
-            when.each(when.half_words),
-            "it wants rows of codes to fill whole 32-bit words",
+            when.of(facts.VLLM_HALF_WORDS),
+            facts.VLLM_HALF_WORDS.why,
             "use another width, or add it to `ignore`",
             CT,
         ),
         Rule(
             "blocks",
             when.each(when.in_blocks),
-            "it takes no integer weights in blocks",
+            facts.VLLM_BLOCKS.why,
             "use a group size that divides, or `target: [vllm]`",
             CT,
         ),
         Rule(
             "zero-points",
-            when.each(lambda one: when.shifted(one) and when.bits(one, 4)),
-            "it takes zero points with 4 bits only",
+            when.of(facts.VLLM_ZERO_POINTS),
+            facts.VLLM_ZERO_POINTS.why,
             "quantize symmetrically",
             CT,
         ),
         Rule(
             "conv1d",
             when.any_conv1d,
-            "it takes no packed Conv1D from compressed-tensors",
+            facts.VLLM_CONV1D.why,
             "export to gptq",
             CT,
         ),
         Rule(
             "fused-scheme",
             when.unlike_neighbours,
-            "it holds q, k and v as one, gate and up, and all experts of a layer: this differs "
-            "from its neighbours",
+            facts.VLLM_NEIGHBOURS.why,
             "use one scheme for them, or `target: [vllm]`",
         ),
         Rule(
             "stacked-experts",
             when.stacked_experts,
-            "it reads plain experts one by one, not stacked",
+            facts.VLLM_STACKED.why,
             "quantize them too, or use `target: [vllm]`",
             CT,
         ),
         CONFIG_DISAGREES,
         Rule(
             "gptq-width",
-            when.each(lambda one: when.bits(one, 4, 8)),
-            "it runs gptq with 4 and 8 bits only",
+            when.of(facts.VLLM_GPTQ_WIDTH),
+            facts.VLLM_GPTQ_WIDTH.why,
             "use one of those, or compressed-tensors",
             GPTQ,
         ),
         Rule(
             "gptq-zero-points",
-            when.each(when.shifted),
-            "it runs symmetric gptq only",
+            when.of(facts.VLLM_GPTQ_ZERO_POINTS),
+            facts.VLLM_GPTQ_ZERO_POINTS.why,
             "quantize symmetrically",
             GPTQ,
         ),

@@ -55,7 +55,10 @@ def test_output_without_finding_loads(
     run(planned, tmp_path / "out")
     written = of_source(resolve(str(tmp_path / "out")))
     assert rules(of_plan(planned), ALL, 2) == rules(written, ALL, 2)
-    assert planned.loaders["vllm"] is None or rules(written, ["vllm"])  # type: ignore[union-attr]
+    for loader in ("vllm", "transformers"):
+        said = planned.loaders[loader]  # type: ignore[union-attr]
+        whys = [own.why for own in check(written, chosen([loader]))]
+        assert said in whys if whys else said is None, (loader, said, whys)
     assert rules(written, ["transformers"]) == []
     assert loads(tmp_path / "out")
 
