@@ -88,8 +88,8 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
 }
 
 
-def make(folder: Path, sizes: dict[str, int]) -> None:
-    """Write a random Llama in bfloat16 with the embedded model's tokenizer."""
+def make(folder: Path, sizes: dict[str, int], shard: str = "50GB") -> None:
+    """Write a random Llama in bfloat16 with the embedded model's tokenizer, in shards."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -98,7 +98,8 @@ def make(folder: Path, sizes: dict[str, int]) -> None:
     torch.manual_seed(0)
     heads = sizes["hidden_size"] // 64
     config = LlamaConfig(num_attention_heads=heads, tie_word_embeddings=True, **sizes)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size=shard)
     AutoTokenizer.from_pretrained(resolve("builtin:tinyworld").folder).save_pretrained(folder)
 
 
@@ -134,6 +135,7 @@ def measure(sizes: dict[str, int], words: list[str], work: Path) -> dict[str, An
         "sizes": sizes,
         "forecast_bytes": plan["peak_host_bytes"],
         "peak_rss_bytes": actual,
+        "most_bytes": plan["most_host_bytes"],
         "forecast_by_peak": plan["peak_host_bytes"] / actual,
         "parts": plan["memory"],
     }

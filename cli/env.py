@@ -1,7 +1,7 @@
 """`unicomp env`: what this machine and this installation offer."""
 
 import os
-import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +12,28 @@ from unicomp.cli.options import Json, Quiet
 
 OPTIONAL = ("compressed-tensors", "accelerate", "huggingface-hub", "pyarrow", "gguf", "lm-eval")
 VARIABLES = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "NO_COLOR")
-READ_BYTES = 1 << 28
+# What is measured: its key, its name, and the unit that it is shown in.
+SHOWN = (
+    ("product", "float32 products", 1e9, "GFLOP/s"),
+    ("thin", "float32 products of 128 rows", 1e9, "GFLOP/s"),
+    ("half", "bfloat16 products", 1e9, "GFLOP/s"),
+    ("moments", "second moments", 1e9, "GFLOP/s"),
+    ("factor", "factors and triangular solves", 1e9, "GFLOP/s"),
+    ("memory", "elementwise work in memory", 1e9, "GB/s"),
+    ("sort", "lesser half of a row found", 1e6, "million/s"),
+    ("line", "lesser half of many rows found", 1e6, "million/s"),
+    ("states", "files written and read again", 1e9, "GB/s"),
+    ("hashing", "SHA-256", 1e9, "GB/s"),
+    ("disk", "written to disk", 1e9, "GB/s"),
+    ("start", "importing the libraries", 1, "s"),
+)
 
 Measure = Annotated[
     bool,
     typer.Option(
-        "--measure", help="Also measure matrix products (GFLOP/s) and memory (GB/s); some seconds."
+        "--measure",
+        help="Also measure products (GFLOP/s), memory and disk (GB/s) and start-up (s), and store "
+        "them for later plans; half a minute.",
     ),
 ]
 
@@ -56,8 +72,9 @@ def env(measure: Measure = False, json: Json = False, quiet: Quiet = False) -> N
     facts += [(name, value or "not set") for name, value in found["environment"].items()]
     if found["measured"]:
         facts += [
-            ("matrix product", f"{found['measured']['gflop_per_s']:.0f} GFLOP/s in float32"),
-            ("memory read", f"{found['measured']['read_gb_per_s']:.1f} GB/s"),
+            (name, f"{found['measured'][key] / scale:.1f} {unit}")
+            for key, name, scale, unit in SHOWN
+            if found["measured"][key] is not None
         ]
     show.facts(facts)
 
@@ -83,29 +100,15 @@ def _gpus() -> list[dict[str, Any]]:
     ]
 
 
-def _measure() -> dict[str, float | int]:
-    """Return the best of a few short runs on all threads: float32 products, and a sum's reads."""
-    import torch
+def _measure() -> dict[str, float | int | None]:
+    """Measure what plans rest on, and store it for them."""
+    from unicomp.recipes import throughput
 
-    square = torch.ones(1024, 1024)
-    block = torch.ones(READ_BYTES // 4)
-    product = _best(lambda: square @ square)
-    reading = _best(block.sum)
-    return {
-        "threads": torch.get_num_threads(),
-        "gflop_per_s": 2 * 1024**3 / product / 1e9,
-        "read_gb_per_s": READ_BYTES / reading / 1e9,
-    }
-
-
-def _best(work: Any) -> float:
-    """Return the least seconds of at least three calls within about one second."""
-    least, spent = float("inf"), 0.0
-    for call in range(20):
-        began = time.perf_counter()
-        work()
-        taken = time.perf_counter() - began
-        least, spent = min(least, taken), spent + taken
-        if spent > 1 and call >= 2:
-            break
-    return least
+    found = throughput.measure(whole=True)
+    try:
+        throughput.store(found)
+    except OSError as error:
+        show.note(f"not stored for later plans: {error.strerror or error}")
+    values = asdict(found)
+    del values["stored"]
+    return values

@@ -89,6 +89,12 @@ def show_plan(
             training.show_distill(one)
         else:
             _show_pass(one)
+    if not isinstance(found, Plan) and (compared := found.comparison()) is not None:
+        peak = size.show(sum(compared.values()))
+        show.text(
+            f"then source and result run in turn, for the speed-up: {peak}, "
+            f"about {show.duration(found.comparing())}"
+        )
     if said is not None:
         said.show()
 
@@ -117,7 +123,8 @@ def _show_pass(found: "Plan") -> None:
         ("parameters", f"{found.params:,}"),
         ("bytes", f"{size.show(found.bytes_in)} -> {size.show(found.bytes_out)}"),
         ("bits per weight", f"{found.bits_per_weight:.3f}"),
-        ("peak host memory", f"{size.show(found.peak_host_bytes)}: {memory}"),
+        ("peak host memory", f"about {size.show(found.peak_host_bytes)}: {memory}"),
+        ("limit it fits under", size.show(found.most_host_bytes)),
         ("peak GPU memory", "none: the work is done on the CPU"),
         ("disk", f"at most {size.show(found.disk_bytes)} while it runs"),
         ("time", f"about {show.duration(found.seconds)}: {found.basis}"),

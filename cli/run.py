@@ -1,5 +1,6 @@
 """`unicomp run`: the whole pipeline of a recipe; and how any run is carried out and shown."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from unicomp.recipes.plan import Plan
 
 INTERRUPTED = 130
+BEGAN = time.monotonic()  # the command line is read before anything else is imported
 
 
 def run(
@@ -93,7 +95,14 @@ def carry_out(
 
     try:
         with show.progress() as progress:
-            made = start(found, out, overwrite=overwrite, resume=resume, progress=progress)
+            made = start(
+                found,
+                out,
+                overwrite=overwrite,
+                resume=resume,
+                progress=progress,
+                began=BEGAN,
+            )
     except KeyboardInterrupt:
         show.error(
             "interrupted",
@@ -156,6 +165,7 @@ def _show(made: "Manifest", out: Path) -> None:
         ("bits per weight", f"{totals.bits_per_weight:.3f}"),
         ("time", show.duration(sum(stage.seconds for stage in made.stages))),
         ("peak memory", size.show(max(stage.peak_rss_bytes for stage in made.stages))),
+        *_cost(made),
     ]
     show.facts(facts)
     fallen: dict[str, int] = {}
@@ -169,6 +179,21 @@ def _show(made: "Manifest", out: Path) -> None:
 
         show.text("")
         show_report(read(out / "report.json"))
+
+
+def _cost(made: "Manifest") -> list[tuple[str, str]]:
+    """Return what was forecast of the whole command beside what it came to."""
+    if made.cost is None:
+        return []
+    said, found = made.cost.forecast, made.cost.actual
+    took = "interrupted" if found.seconds is None else show.duration(found.seconds)
+    return [
+        (
+            "forecast and actual",
+            f"{show.duration(said.seconds or 0)} and {took}, "
+            f"{size.show(said.peak_rss_bytes)} and {size.show(found.peak_rss_bytes)}",
+        )
+    ]
 
 
 def _errors(done: "list[Module]", plain: str) -> str:

@@ -53,7 +53,8 @@ def show_cut(found: "CutPlan") -> None:
         [
             ("parameters", f"{found.params_in:,} -> {found.params:,}"),
             ("bytes", f"{size.show(found.bytes_in)} -> {size.show(found.bytes_out)}"),
-            ("peak host memory", f"{size.show(found.peak_host_bytes)}: {memory}"),
+            ("peak host memory", f"about {size.show(found.peak_host_bytes)}: {memory}"),
+            ("limit it fits under", size.show(found.most_host_bytes)),
             ("disk", f"at most {size.show(found.disk_bytes)} while it runs"),
             ("time", f"about {show.duration(found.seconds)}: {found.basis}"),
         ]

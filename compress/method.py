@@ -293,6 +293,18 @@ class LayerMethod(Method):
         """
         return 4 * 4 * rows * columns + 2 * rows * columns
 
+    def solve_work(self, rows: int, columns: int) -> dict[str, float]:
+        """Return what `solve` has to do for a weight [rows, columns], by what limits it.
+
+        product, thin, half, factor  operations of products in float32, of those with few rows, in
+                                     bfloat16, and of factors and triangular solves
+        memory                       bytes that elementwise work reads and writes
+        sort, line                   numbers put in order row by row, and all of a block at once
+
+        Here: two grids, codes of each, and their errors, a temporary a step.
+        """
+        return {"memory": 32.0 * 4 * rows * columns}
+
 
 class QuantizeMethod(LayerMethod):
     """A method of the verb `quantize`: one linear weight in, codes and scales out."""
@@ -379,6 +391,10 @@ class PruneMethod(LayerMethod):
         """
         stays = self.solve(weight, stats, target).weight != 0
         return Given(stays.T[factor.order])
+
+    def solve_work(self, rows: int, columns: int) -> dict[str, float]:
+        """Return what `solve` has to do: scores, their order, and a mask."""
+        return {"memory": 12.0 * 4 * rows * columns, "sort": float(rows * columns)}
 
     @abstractmethod
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:

@@ -21,12 +21,8 @@ from unicomp.errors import UnicompError
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource
 from unicomp.models import Linear, Model, context_length, describe
-from unicomp.recipes.forecast import (
-    BATCH_TOKENS,
-    IMPORTS,
-    LIVE_ACTIVATIONS,
-    measured_rate,
-)
+from unicomp.recipes import throughput, timing
+from unicomp.recipes.forecast import BATCH_TOKENS, CUTTING, LIVE_ACTIVATIONS, decline, most
 from unicomp.recipes.planned import figures
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
@@ -54,6 +50,7 @@ class CutPlan:
     fates       of the source's tensors, in its order; of layers that go, some stand for others
     batch       calibration windows computed together
     memory      part -> bytes at the moment of the greatest need
+    times       part -> seconds; their sum is the forecast
     """
 
     recipe: Recipe
@@ -71,8 +68,7 @@ class CutPlan:
     batch: int
     memory: Mapping[str, int]
     disk_bytes: int
-    operations: float
-    seconds: float
+    times: Mapping[str, float]
     basis: str
     notes: tuple[str, ...]
 
@@ -115,6 +111,16 @@ class CutPlan:
     def peak_host_bytes(self) -> int:
         """The forecast of the process's greatest resident size."""
         return sum(self.memory.values())
+
+    @property
+    def most_host_bytes(self) -> int:
+        """The forecast and its allowance: what `max_memory` has to have room for."""
+        return most(self.memory)
+
+    @property
+    def seconds(self) -> float:
+        """The forecast of the time."""
+        return sum(self.times.values())
 
     @property
     def sha256(self) -> str:
@@ -189,8 +195,8 @@ def plan_cut(
     shapes = method.shapes(axes)
     sizes = shapes[0]
     batch, memory = _memory(recipe, method, axes, sizes, max_memory)
-    products = _operations(recipe, method, axes, sizes)
-    rate = measured_rate()
+    rates = throughput.rates()
+    times = _times(recipe, method, axes, sizes, rates)
     return CutPlan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
@@ -207,10 +213,8 @@ def plan_cut(
         batch=batch,
         memory=memory,
         disk_bytes=axes.nbytes(sizes) + _state_bytes(recipe, method, axes, sizes),
-        operations=products,
-        seconds=products / rate,
-        basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
-        "a float32 product of 768 measured just now",
+        times=times,
+        basis=timing.words(times, rates),
         notes=(*dense.notes, *_notes(method, axes, sizes)),
     )
 
@@ -288,7 +292,7 @@ def _memory(
     """Choose the windows of a batch, and forecast the memory of the walk that takes most."""
     samples, seq_len = _tokens(recipe)
     largest = max(_layer_bytes(axes.of_layer(one.index), axes.sizes) for one in axes.model.layers)
-    fixed = {"imports": IMPORTS}
+    fixed = {"imports": CUTTING}
     fixed["embedding rows"] = sum(
         4 * min(samples * seq_len, place.meta.shape[0]) * place.meta.shape[-1]
         for name, place in axes.places.items()
@@ -321,16 +325,10 @@ def _memory(
         return {name: value for name, value in parts.items() if value}
 
     batch = max(1, min(samples, BATCH_TOKENS // seq_len))
-    while batch > 1 and limit is not None and sum(walk(batch).values()) > limit:
+    while batch > 1 and limit is not None and most(walk(batch)) > limit:
         batch //= 2
     found = walk(batch)
-    needed = sum(found.values())
-    if limit is not None and needed > limit:
-        raise UnicompError(
-            f"--max-memory {limit} bytes is too small: the least that this run needs is "
-            f"{needed} bytes",
-            hint=f"give at least {-(-needed // (1 << 20))}MiB, or a shorter `seq_len`",
-        )
+    decline(found, limit)
     return batch, found
 
 
@@ -388,21 +386,44 @@ def _layer_bytes(places: list[Place], sizes: Shape) -> int:
     return sum(4 * math.prod(place.shape(sizes)) for place in places)
 
 
-def _operations(recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape) -> float:
-    """Count multiply-adds, twice: forward passes of both models, sums, and solvers."""
+def _times(
+    recipe: Recipe, method: CutMethod, axes: Axes, sizes: Shape, rates: throughput.Rates
+) -> dict[str, float]:
+    """Forecast the seconds of each part: both models in float32, sums, solvers, what lies around.
+
+    What lies between products is counted with the rates of `timing.py`, for each pass.
+    """
     samples, seq_len = _tokens(recipe)
     tokens = samples * seq_len
     weights = sum(one.shape[0] * one.shape[1] for one in axes.model.linears())
-    passes = 1.0
-    total = 2.0 * tokens * weights
+    whole, cut = axes.params(axes.sizes), axes.params(sizes)
+    passes, refitting, loads = 1.0, 0.0, 2.0 * whole
+    work = {"factor": 0.0}
     if method.compensate:
-        passes = 1 + 3.3 * axes.params(sizes) / axes.params(axes.sizes)
-        for one in axes.model.linears():
-            if one.expert is None:
-                total += 2.0 * tokens * (2 * one.shape[0] * one.shape[1] + one.shape[1] ** 2)
-                total += 2.0 * one.shape[0] * one.shape[1] ** 2 + one.shape[1] ** 3
+        # Of the original one pass more; of the cut model each step's inputs, then its outputs.
+        passes += 1 + 2.3 * cut / whole
+        loads += 2.0 * (whole + cut)
+        for layer in axes.model.layers:
+            for step in layer.steps:
+                if step[0][0].expert is None:
+                    columns = step[0][0].shape[1]
+                    rows = sum(one.shape[0] for one in step[0])
+                    refitting += 2.0 * tokens * (3 * rows * columns + columns**2)
+                    refitting += 2.0 * rows * columns**2
+                    work["factor"] += columns**3 / 3 + 2.0 * rows * columns**2
     if method.searches():
         share = min(1.0, TOKENS / tokens)
         rounds = axes.sizes.layers - sizes.layers
         passes += share * rounds * len(axes.loose) / 2
-    return total + 2.0 * tokens * weights * passes
+    layers = axes.sizes.layers
+    between = 4.0 * timing.STATE_PASSES * tokens * axes.sizes.hidden * layers
+    found = {"start-up": rates.start} | timing.around(
+        axes.nbytes(axes.sizes), axes.nbytes(sizes), rates
+    )
+    found["reading"] += rates.seconds({"states": loads, "memory": timing.READ_PASSES * loads})
+    found["forward"] = passes * rates.seconds(
+        {"product": 2.0 * tokens * weights, "memory": between, "states": between / 9}
+    )
+    if method.compensate:
+        found["refitting"] = rates.seconds(work | {"product": refitting})
+    return found

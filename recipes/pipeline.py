@@ -9,20 +9,25 @@ runs: planning takes torch and headers, running takes transformers, accelerate a
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unicomp import machine
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.cut_method import CutMethod
 from unicomp.compress.distill_method import DistillMethod
 from unicomp.compress.method import QuantizeMethod
 from unicomp.errors import UnsupportedError
+from unicomp.evaluate.cost.gain import NEW_TOKENS, PROMPT_TOKENS, ROUNDS
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.recipes import plan as plans
+from unicomp.recipes import throughput
 from unicomp.recipes.cutting import CutPlan, plan_cut
 from unicomp.recipes.distilling import DistillPlan, plan_distill
+from unicomp.recipes.forecast import IMPORTS, LIBRARIES, most
 from unicomp.recipes.plan import Plan
 from unicomp.recipes.schema import Recipe, Stage
 
 Pass = Plan | CutPlan | DistillPlan
+SPARE = 1.5  # what models may take in memory to be run side by side, as a share of their tensors
 ALONE = (CutMethod, DistillMethod)  # what is always a pipeline, if only of one pass
 
 
@@ -68,7 +73,45 @@ class Pipeline:
     @property
     def peak_host_bytes(self) -> int:
         """The forecast of the process's greatest resident size."""
-        return max(one.peak_host_bytes for one in self.passes)
+        compared = sum((self.comparison() or {}).values())
+        return max(compared, *(one.peak_host_bytes for one in self.passes))
+
+    @property
+    def most_host_bytes(self) -> int:
+        """The same with an allowance: what a limit has to have room for."""
+        return max(
+            most(self.comparison() or {}),
+            *(
+                one.peak_host_bytes if isinstance(one, DistillPlan) else one.most_host_bytes
+                for one in self.passes
+            ),
+        )
+
+    def comparison(self) -> dict[str, int] | None:
+        """Return what memory it takes to run source and result in turn, for the speed-up.
+
+        None where nothing is cut, or where both models would not fit: within `max_memory`, or half
+        of this machine.
+        """
+        both = IMPORTS + SPARE * (self.bytes_in + self.bytes_out)
+        limit = self.max_memory or (machine.describe()["memory_bytes"] or 0) // 2
+        if both > limit or not any(isinstance(one, CutPlan) for one in self.passes):
+            return None
+        vocab = int(self.passes[0].dense.config.get("vocab_size") or 0)
+        return {
+            "imports": LIBRARIES,
+            "source and result": self.bytes_in + self.bytes_out,
+            "logits": 2 * 4 * PROMPT_TOKENS * vocab,
+        }
+
+    def comparing(self) -> float:
+        """Return the seconds of that; each model is warmed up once."""
+        if self.comparison() is None:
+            return 0.0
+        found = throughput.rates()
+        size = self.bytes_in + self.bytes_out
+        prompt = {"half": 2.0 * PROMPT_TOKENS * size / 2, "memory": float(size * NEW_TOKENS)}
+        return (1 + ROUNDS) * found.seconds(prompt)
 
     @property
     def disk_bytes(self) -> int:
@@ -79,7 +122,7 @@ class Pipeline:
     @property
     def seconds(self) -> float:
         """The forecast of all passes together."""
-        return sum(one.seconds for one in self.passes)
+        return sum(one.seconds for one in self.passes) + self.comparing()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -89,9 +132,13 @@ class Pipeline:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values: of several passes, each under `passes`."""
         parts = [one.to_json() for one in self.passes]
+        whole: dict[str, Any] = {"peak_host_bytes": self.peak_host_bytes, "seconds": self.seconds}
+        whole["most_host_bytes"] = self.most_host_bytes
+        if (compared := self.comparison()) is not None:
+            whole["comparison"] = {"memory": compared, "seconds": self.comparing()}
         if len(parts) == 1:
-            return parts[0]
-        return {
+            return parts[0] | whole
+        return whole | {
             "schema": "unicomp.plan/1",
             "source": parts[0]["source"],
             "architecture": parts[0]["architecture"],
@@ -101,9 +148,7 @@ class Pipeline:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "bits_per_weight": 8 * self.bytes_out / self.params,
-            "peak_host_bytes": self.peak_host_bytes,
             "disk_bytes": self.disk_bytes,
-            "seconds": self.seconds,
             "notes": list(self.notes),
             "passes": parts,
         }

@@ -6,6 +6,7 @@ stopped. Only the last folder is scored, against the source, and has a manifest 
 """
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -27,7 +28,6 @@ from unicomp.recipes.cutting import CutPlan
 from unicomp.recipes.distill_run import figures_of, run_distill
 from unicomp.recipes.distilling import DistillPlan
 from unicomp.recipes.following import follow
-from unicomp.recipes.forecast import IMPORTS
 from unicomp.recipes.journal import FOLDER as JOURNAL
 from unicomp.recipes.journal import Journal
 from unicomp.recipes.pipeline import Pipeline, plan_pass
@@ -35,8 +35,6 @@ from unicomp.recipes.plan import Plan, working_folder
 from unicomp.recipes.prepare import check_whole, make_folder, score_output
 from unicomp.recipes.run import Progress, Show
 from unicomp.writer import check_target, publish, write_file
-
-SPARE = 1.5  # what models take in memory to run, as a share of their tensors
 
 
 def run(
@@ -46,11 +44,15 @@ def run(
     overwrite: bool = False,
     resume: bool = True,
     progress: Show = lambda _: None,
+    began: float | None = None,
 ) -> Manifest:
     """Carry out a plan; the output stands under its name only when whole.
 
     As `recipes.run.run`, to which it leaves a plan of one pass. Of several processes the first does
-    it; the others join where a pass trains, and return when all is done.
+    it; the others join where a pass trains, and return when all is done. Forecast and actual cost
+    are put side by side into the manifest.
+
+    began  when the command began, by `time.monotonic`; default: now
 
     Raises UnicompError for whatever the user can mend; what was done so far then stays in
     `<out>.partial`, unless nothing was.
@@ -58,12 +60,27 @@ def run(
     if not processes.first():
         follow(plan)
         return manifest.read(out)
+    began = time.monotonic() if began is None else began
+    resumed = resume and working_folder(out).exists()
     if isinstance(plan, Plan):
         made = runs.run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
     else:
         made = _run(plan, out, overwrite=overwrite, resume=resume, progress=progress)
     tell(None)
+    made = made.model_copy(update={"cost": _cost(plan, made, None if resumed else began)})
+    manifest.write(out, made)
     return made
+
+
+def _cost(plan: Plan | Pipeline, made: Manifest, began: float | None) -> manifest.Cost:
+    """Return what was forecast beside what it came to; of a resumed run no whole time is known."""
+    peak = max(machine.peak_rss_bytes(), *(stage.peak_rss_bytes for stage in made.stages))
+    return manifest.Cost(
+        forecast=manifest.Spent(seconds=plan.seconds, peak_rss_bytes=plan.peak_host_bytes),
+        actual=manifest.Spent(
+            seconds=None if began is None else time.monotonic() - began, peak_rss_bytes=peak
+        ),
+    )
 
 
 def _run(plan: Pipeline, out: Path, *, overwrite: bool, resume: bool, progress: Show) -> Manifest:
@@ -190,9 +207,7 @@ def _finish(
 
 def _gain(plan: Pipeline, folder: Path, progress: Show) -> Gain | None:
     """Measure how much faster the result runs than its source; None where both do not fit."""
-    both = IMPORTS + SPARE * (plan.bytes_in + plan.bytes_out)
-    limit = plan.max_memory or (machine.describe()["memory_bytes"] or 0) // 2
-    if both > limit or not any(isinstance(one, CutPlan) for one in plan.passes):
+    if plan.comparison() is None:
         return None
 
     def step(done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 No weight is read. The plan decides what a run later does, module by module, so that what it says
 and what happens cannot differ: schemes, what stays dense and for which reason, the exact bytes of
 the output, how many windows are computed together under a memory limit. Memory is forecast as a
-sum of named parts; time from counted operations and a matrix product measured on this machine.
+sum of named parts; time from counted operations and rates measured on this machine.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, context_length, describe
-from unicomp.recipes.forecast import hidden_bytes, hidden_size, measured_rate, memory, operations
+from unicomp.recipes import throughput, timing
+from unicomp.recipes.forecast import hidden_bytes, hidden_size, memory, most
 from unicomp.recipes.planned import Fate, figures
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.writer import Meta
@@ -54,7 +55,9 @@ class Plan:
     held            what is kept of a layer stays in memory
     half            linears multiply in bfloat16 while the calibration text runs through them
     memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
+    spare           bytes that may come on top where freed memory is not used again
     disk_bytes      most that the run takes on disk, the output included
+    times           part -> seconds; their sum is the forecast
     scored          axes that the result is scored on, against the source
     held_out        the text to score on, as `unicomp.text.read` takes it; None: there is none
     """
@@ -77,9 +80,9 @@ class Plan:
     held: bool
     half: bool
     memory: Mapping[str, int]
+    spare: int
     disk_bytes: int
-    operations: float
-    seconds: float
+    times: Mapping[str, float]
     basis: str
     scored: tuple[str, ...]
     held_out: str | None
@@ -131,6 +134,16 @@ class Plan:
     def peak_host_bytes(self) -> int:
         """The forecast of the process's greatest resident size."""
         return sum(self.memory.values())
+
+    @property
+    def most_host_bytes(self) -> int:
+        """The forecast and its allowance: what `max_memory` has to have room for."""
+        return most(self.memory, self.spare)
+
+    @property
+    def seconds(self) -> float:
+        """The forecast of the time."""
+        return sum(self.times.values())
 
     @property
     def sha256(self) -> str:
@@ -285,16 +298,19 @@ def plan_source(
     plain = not any(linear.transposed for linear in description.linears())
     half = plain and _dtype(dense, description) == "BF16" and machine.multiplies_bfloat16()
     chosen = memory(recipe, method, dense, description, targets, max_memory, bool(held_out), half)
-    products = operations(recipe, method, dense, description, targets)
+    out = sum(fate.bytes_out for fate in fates.values())
+    rates = throughput.rates()
+    times = timing.times(
+        recipe, method, dense, description, targets, half=half, bytes_out=out, rates=rates
+    )
     disk = hidden_bytes(recipe, method, dense, description, targets, chosen.held)
     if pruner is not None and pruner.allocates() and recipe.calibration is not None:
         layers, width = description.layers, hidden_size(dense.config)
         tokens = recipe.calibration.samples * recipe.calibration.length
         head = width * int(dense.config.get("vocab_size") or 0)
-        products += sensitivity.operations(layers, targets, tokens, head)
+        measuring = sensitivity.operations(layers, targets, tokens, head)
+        times["sharing out"] = measuring / (rates.half if half else rates.product)
         disk += sensitivity.bytes_on_disk(layers, targets, tokens, width)
-    rate = measured_rate()
-    out = sum(fate.bytes_out for fate in fates.values())
     return Plan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
@@ -314,11 +330,10 @@ def plan_source(
         held=chosen.held,
         half=half,
         memory=chosen.parts,
+        spare=chosen.spare,
         disk_bytes=out + disk,
-        operations=products,
-        seconds=products / rate,
-        basis=f"{products / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s, "
-        "a float32 product of 768 measured just now",
+        times=times,
+        basis=timing.words(times, rates),
         scored=scored,
         held_out=held_out,
         notes=tuple(

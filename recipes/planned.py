@@ -118,12 +118,20 @@ class Shown(Planned, Protocol):
         """The forecast of the process's greatest resident size."""
 
     @property
+    def most_host_bytes(self) -> int:
+        """The same with an allowance: what a limit has to have room for."""
+
+    @property
     def memory(self) -> Mapping[str, int]:
         """Part -> bytes at the moment of the greatest need."""
 
     @property
     def seconds(self) -> float:
         """The forecast of the time."""
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        """Part -> seconds; their sum is the forecast."""
 
     @property
     def basis(self) -> str:
@@ -151,11 +159,13 @@ def figures(plan: Shown) -> dict[str, Any]:
         "bytes_out": plan.bytes_out,
         "bits_per_weight": 8 * plan.bytes_out / plan.params,
         "peak_host_bytes": plan.peak_host_bytes,
+        "most_host_bytes": plan.most_host_bytes,
         "memory": dict(plan.memory),
         "peak_gpu_bytes": None,
         "disk_bytes": plan.disk_bytes,
         "batch": plan.batch,
         "seconds": plan.seconds,
+        "times": dict(plan.times),
         "basis": plan.basis,
         "loaders": dict(plan.loaders),
         "notes": list(plan.notes),

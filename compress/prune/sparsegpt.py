@@ -60,6 +60,20 @@ class Sparsegpt(PruneMethod):
         """Return the most bytes that `solve` takes for a float32 weight [rows, columns]."""
         return 4 * (10 * rows * columns + 5 * columns * columns)
 
+    def solve_work(self, rows: int, columns: int) -> dict[str, float]:
+        """Return what `solve` has to do: the factor, the drift, the walk, and two orders of all.
+
+        Within a block each column reads those before it.
+        """
+        square = float(rows) * columns**2
+        found = {"factor": columns**3 / 3, "thin": 3 * square}
+        found["sort"] = found["line"] = float(rows * columns)
+        found["memory"] = (40 + self.block_size / 2) * 4.0 * rows * columns
+        if self.drift:
+            found["factor"] += 2.0 * columns**2 * min(rows, columns)
+            found["product"] = 2 * square
+        return found
+
     def solve(self, weight: Tensor, stats: Stats, target: Target) -> Pruned:
         """Choose zeros and make up for them; float [out, in].
 

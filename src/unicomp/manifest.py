@@ -2,7 +2,7 @@
 
 The manifest names its inputs by hash, its stages with all their options, what happened to every
 module, and every file with its hash. Two runs with the same inputs and seed differ only in
-`TIMINGS`: `stages[].seconds`, the peaks, `versions` and `machine`.
+`TIMINGS`: `stages[].seconds`, the peaks, `cost`, `versions` and `machine`.
 
 Numbers are finite: an error that could not be measured is null, never NaN. Keys that a newer
 unicomp may have added to schema `unicomp.manifest/1` are read over.
@@ -183,8 +183,28 @@ class File(_Part):
     bytes: Count
 
 
+class Spent(_Part):
+    """Seconds of a whole command, and the greatest resident size of its process.
+
+    seconds  None: it was interrupted, and what came before was not counted
+    """
+
+    seconds: float | None
+    peak_rss_bytes: Count
+
+
+class Cost(_Part):
+    """What the plan said that a run would cost, and what it cost."""
+
+    forecast: Spent
+    actual: Spent
+
+
 class Manifest(_Part):
-    """`unicomp.json`."""
+    """`unicomp.json`.
+
+    cost  None where it was not counted: of what an older version made, and of deltas
+    """
 
     schema_: Literal["unicomp.manifest/1"] = Field("unicomp.manifest/1", alias="schema")
     source: Source
@@ -197,6 +217,7 @@ class Manifest(_Part):
     machine: dict[str, Any]
     seeds: dict[str, int]
     notes: list[str] = Field(default_factory=list)
+    cost: Cost | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values, keys in the order of the schema."""

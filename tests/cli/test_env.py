@@ -1,12 +1,14 @@
 """`unicomp env`: facts of this machine."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from unicomp.cli.env import _version
 from unicomp.cli.main import exit_code
+from unicomp.recipes import throughput
 
 Capture = pytest.CaptureFixture[str]
 
@@ -23,7 +25,10 @@ def test_env(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cores" in facts["processor"]
 
 
-def test_env_measured_as_json(capsys: Capture) -> None:
+def test_env_measured_as_json(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert exit_code(["env", "--measure", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -31,8 +36,14 @@ def test_env_measured_as_json(capsys: Capture) -> None:
     assert found["schema"] == "unicomp.env/1"
     assert set(found["versions"]) >= {"unicomp", "python", "torch", "compressed-tensors"}
     assert found["machine"]["memory_bytes"] > 1 << 28
-    assert 0.1 < found["measured"]["gflop_per_s"] < 1e6
-    assert 0.01 < found["measured"]["read_gb_per_s"] < 1e5
+    assert 1e8 < found["measured"]["product"] < 1e15
+    assert 1e7 < found["measured"]["memory"] < 1e14
+    stored = throughput.rates()
+    assert stored.stored
+    assert stored.product == found["measured"]["product"]
+    [file] = tmp_path.rglob("*.json")
+    file.write_text(file.read_text().replace('"product": ', '"product": -'))
+    assert not throughput.rates().stored
 
 
 def test_what_is_not_installed_is_none() -> None:

@@ -35,7 +35,7 @@ def timeless() -> Callable[[Path], dict[str, Any]]:
     def read(folder: Path) -> dict[str, Any]:
         found = manifest.read(folder).to_json()
         stages = [{k: v for k, v in one.items() if k not in TIMINGS} for one in found["stages"]]
-        others = {k: v for k, v in found.items() if k not in ("versions", "machine")}
+        others = {k: v for k, v in found.items() if k not in ("versions", "machine", "cost")}
         return others | {"stages": stages}
 
     return read

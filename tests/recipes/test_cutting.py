@@ -82,7 +82,7 @@ def test_fewer_windows_at_once_where_memory_is_short(tiny_model: Callable[..., P
     model = tiny_model("llama")
     plan = planned(model, "width", ffn=24)
     assert plan.batch == 8
-    least = planned(model, "width", limit=plan.peak_host_bytes - 1, ffn=24)
+    least = planned(model, "width", limit=plan.most_host_bytes - 1, ffn=24)
     assert least.batch == 4
     assert least.peak_host_bytes < plan.peak_host_bytes
     needed = plan.peak_host_bytes - plan.memory["activations"]

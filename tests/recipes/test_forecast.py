@@ -47,8 +47,8 @@ def test_a_process_stays_below_its_forecast(
     said = subprocess.run(
         [*command, "--dry-run", "--json"], check=True, capture_output=True, text=True
     )
-    forecast = json.loads(said.stdout)["peak_host_bytes"]
+    forecast = json.loads(said.stdout)["most_host_bytes"]
     subprocess.run(command, check=True, capture_output=True)
     peak = max(stage.peak_rss_bytes for stage in manifest.read(tmp_path / "out").stages)
     assert not too_low(forecast, peak)
-    assert forecast < 1.6 * peak
+    assert forecast < 2 * peak

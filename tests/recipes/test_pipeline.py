@@ -168,7 +168,7 @@ def test_memory_is_declined_before_any_work(
 ) -> None:
     with pytest.raises(UnicompError, match="--max-memory 1000000 bytes is too small"):
         planned(tiny_model("llama"), tiny_text, STAGES[1], max_memory=1_000_000)
-    least = planned(tiny_model("llama"), tiny_text, STAGES[1]).peak_host_bytes
+    least = planned(tiny_model("llama"), tiny_text, STAGES[1]).most_host_bytes
     planned(tiny_model("llama"), tiny_text, STAGES[1], max_memory=least)
 
 
