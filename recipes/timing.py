@@ -146,13 +146,7 @@ def _solving(method: LayerMethod, model: Model, targets: Collection[str]) -> dic
         for step in layer.steps:
             for shared in step:
                 rows = [one.shape[0] for one in shared if one.module in targets]
-                if not rows:
-                    continue
-                together = method.solve_work(sum(rows), shared[0].shape[1])
-                if not alone and sum(rows):
-                    _add(work, together)
-                    continue
-                for own in rows:
+                for own in rows if alone or not rows else [sum(rows)]:
                     _add(work, method.solve_work(own, shared[0].shape[1]))
     return work
 
