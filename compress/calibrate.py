@@ -68,7 +68,7 @@ class _Recorder(nn.Module):
         return hidden
 
 
-class _Experts(nn.ModuleList):
+class Experts(nn.ModuleList):
     """The experts of a layer as separate linears, so that each has an input of its own."""
 
     def __init__(
@@ -81,11 +81,12 @@ class _Experts(nn.ModuleList):
             self.append(nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in names}))
 
     def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Return what the chosen experts make of each token, [tokens, hidden]."""
         total = torch.zeros_like(hidden)
         for index, module in enumerate(self):
             token, slot = torch.where(top_k_index == index)
-            if not token.numel():
-                continue
+            if not token.numel() and not torch.is_grad_enabled():
+                continue  # in training whoever saw nothing has a gradient too: zeros
             expert = cast(nn.ModuleDict, module)
             gate, up, down = (cast(nn.Linear, expert[name]) for name in self._names)
             states = hidden[token]
@@ -237,7 +238,7 @@ class Decoder:
             owner = module.get_submodule(parent)
             count = 1 + max(cast(int, linear.expert) for linear in used)
             setattr(
-                owner, leaf, _Experts(count, experts.names, getattr(owner, leaf).act_fn).to("meta")
+                owner, leaf, Experts(count, experts.names, getattr(owner, leaf).act_fn).to("meta")
             )
         for linear in layer.linears():
             self.replace(module, linear, self.weight(linear))
