@@ -42,8 +42,8 @@ def _note(seen: list[Tensor]) -> Any:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder layers: the longest list of modules of one class."""
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    """Return the decoder layers: the longest plain list of modules of one class."""
+    found = [module for module in model.modules() if type(module) is nn.ModuleList]
     alike = [own for own in found if len({type(layer) for layer in own}) == 1]
     return list(max(alike, key=len, default=[]))
 

@@ -5,8 +5,8 @@ stores packed is trained through its rounding (`straight_through.py`), and packe
 format that it was read with, so that the new files hold exactly what was trained. A weight with as
 many zeros as a pruned one keeps them.
 
-The names on disk must be those of the transformers model, up to its prefix. Experts, which
-transformers holds as three-dimensional parameters, are not trained yet, and said to be so.
+The names on disk must be those of the transformers model, up to its prefix, but for experts
+(`experts.py`).
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.compress.distill.training.experts import separate
 from unicomp.compress.distill.training.straight_through import (
     Quantized,
     Scales,
@@ -216,21 +217,20 @@ def _sparse(values: Tensor) -> bool:
 
 def _places(model: nn.Module, source: DenseSource) -> dict[str, str]:
     """Return name on disk -> name of the model's parameter; all of the model's must be found."""
-    row = ARCHITECTURES.get(str(source.config["model_type"]))
     prefix = getattr(model, "base_model_prefix", "") + "."
+    found = separate(model, source)
     parameters = _parameters(model)
-    found = {}
     for name, meta in source.tensors.items():
         for path in (name, prefix + name, name.removeprefix(prefix)):
+            if name in found:
+                break
             if path in parameters and tuple(parameters[path].shape) == tuple(meta.shape):
                 found[name] = path
-                break
     named = {id(parameters[path]) for path in found.values()}
     lost = [path for path, value in parameters.items() if id(value) not in named]
     if lost:
-        kind = "experts" if row is not None and row.experts is not None else "weights"
         raise UnsupportedError(
-            f"cannot train {kind} of `{source.config['model_type']}`: the model's parameter "
+            f"cannot train weights of `{source.config['model_type']}`: the model's parameter "
             f"`{lost[0]}` has no tensor of its own in the checkpoint",
             hint="distillation takes models whose weights are stored one by one",
         )

@@ -115,6 +115,7 @@ def test_the_gradient_is_that_of_two_whole_models_in_float64(
         ("{quantize: ternary, group_size: -1}", "llama"),
         ("{quantize: ternary, group_size: -1}", "gpt2"),
         ("{quantize: rtn, bits: 3, group_size: 16, symmetric: false}", "llama"),
+        ("{quantize: rtn, bits: 3, group_size: 16}", "mixtral"),
         ('{prune: magnitude, sparsity: "2:4"}', "llama"),
     ],
 )

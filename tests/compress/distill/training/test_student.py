@@ -1,13 +1,16 @@
 """What is trained is what is written, and what is written runs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from unicomp.checkpoint import Checkpoint
+from unicomp.compress.distill.training.states import layers
 from unicomp.compress.distill.training.straight_through import quantizers
 from unicomp.compress.distill.training.student import open_student
 from unicomp.errors import UnsupportedError
@@ -36,7 +39,8 @@ def made(kind: str, model: Path, data: Path, out: Path) -> Path:
 def shaken(folder: Path, out: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Move every parameter, write the student, and return (ids, its logits, those in loaders).
 
-    Of files that say `dequantize` loaders round the products of codes and scales to bfloat16.
+    Of files that say `dequantize`, and of experts in any, loaders round the products of codes and
+    scales to bfloat16.
     """
     student = open_student(Checkpoint.open(folder))
     draw = torch.Generator().manual_seed(0)
@@ -58,7 +62,9 @@ def shaken(folder: Path, out: Path) -> tuple[torch.Tensor, torch.Tensor, torch.T
     with torch.no_grad():
         logits = student.model(ids).logits
         config = student.checkpoint.config.get("quantization_config") or {}
-        for path in quantizers(student.model) if config.get("dequantize") else ():
+        for path in quantizers(student.model):
+            if not config.get("dequantize") and ".experts." not in path:
+                continue
             module = student.model.get_submodule(path)
             remove_parametrizations(module, "weight")
             module.weight.copy_(module.weight.bfloat16())
@@ -66,7 +72,9 @@ def shaken(folder: Path, out: Path) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize(
-    ("kind", "arch"), [(kind, arch) for kind in sorted(STAGES) for arch in ("llama", "gpt2")]
+    ("kind", "arch"),
+    [(kind, arch) for kind in sorted(STAGES) for arch in ("llama", "gpt2")]
+    + [("int4", "mixtral"), ("int4", "qwen3_moe"), ("ternary", "qwen3_moe")],
 )
 def test_the_written_model_computes_what_was_trained(
     tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path, kind: str, arch: str
@@ -119,6 +127,35 @@ def test_packed_weights_may_begin_from_the_teachers(
     assert not torch.equal(shadow, plain(shadow).T if arch == "gpt2" else plain(shadow))
 
 
-def test_experts_are_refused_by_name(tiny_model: Callable[..., Path]) -> None:
-    with pytest.raises(UnsupportedError, match="cannot train experts of `mixtral`"):
-        open_student(Checkpoint.open(tiny_model("mixtral")))
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
+def test_every_expert_has_a_gradient_and_no_layer_is_mistaken(
+    tiny_model: Callable[..., Path], arch: str
+) -> None:
+    """Also where one token chooses few of them: several processes then take one step."""
+    folder = tiny_model(arch)
+    student = open_student(Checkpoint.open(folder))
+    ids = torch.randint(60, (1, 2), generator=torch.Generator().manual_seed(0))
+    logits = student.model(ids).logits
+    with torch.no_grad():
+        torch.testing.assert_close(logits, load(folder)(ids).logits, rtol=1e-5, atol=1e-5)
+    logits.square().sum().backward()
+    gradients = {path: value.grad for path, value in student.model.named_parameters()}
+    assert all(value is not None for value in gradients.values())
+    silent = [path for path, value in gradients.items() if not value.any()]
+    assert silent
+    assert all(".experts." in path for path in silent)
+    assert len(layers(student.model)) == student.model.config.num_hidden_layers
+
+
+def test_experts_in_one_tensor_are_refused_by_name(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """All experts of a layer in one tensor, as they are in memory."""
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_model("mixtral"), whole)
+    tensors = dict(load(whole).state_dict())
+    save_file({name: value.clone() for name, value in tensors.items()}, whole / "model.safetensors")
+    with pytest.raises(UnsupportedError, match="cannot train experts of `mixtral`") as caught:
+        open_student(Checkpoint.open(whole))
+    assert "gate_up_proj` holds all experts of a layer" in caught.value.message
+    assert "quantize it first" in caught.value.hint
