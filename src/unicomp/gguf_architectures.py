@@ -38,7 +38,7 @@ class Row:
     windows: int = 0
 
 
-_SIZES: Mapping[str, str] = {
+_SIZES = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
