@@ -49,14 +49,12 @@ class Memory:
     """The forecast of a run's memory, and what was chosen for it.
 
     parts         bytes by name; their sum is the forecast
-    spare         what may come on top of it
     batch         windows that are computed together
     moment_bytes  most that one pass's statistics may take
     held          what is kept of a layer stays in memory
     """
 
     parts: Mapping[str, int]
-    spare: int
     batch: int
     moment_bytes: int
     held: bool
@@ -94,9 +92,9 @@ def hidden_size(config: Mapping[str, Any]) -> int:
     raise UnsupportedError("config.json has no `hidden_size`", hint="is it the model's own config?")
 
 
-def most(parts: Mapping[str, int], spare: int = 0) -> int:
-    """Return what a run is not to exceed: the forecast, its allowance and `spare`, in bytes."""
-    return int(sum(parts.values()) * (1 + ALLOWANCE)) + spare
+def most(parts: Mapping[str, int]) -> int:
+    """Return what a run is not to exceed: the forecast and its allowance, in bytes."""
+    return int(sum(parts.values()) * (1 + ALLOWANCE))
 
 
 def memory(
@@ -123,7 +121,7 @@ def memory(
         decline(scoring, limit, "a shorter list under `score`")
         rest = memory(recipe, method, dense, model, targets, limit, False, half)
         parts = max((scoring, rest.parts), key=lambda parts: sum(parts.values()))
-        return rest if parts is rest.parts else replace(rest, parts=parts, spare=0)
+        return replace(rest, parts=parts)
     if not method.wants() or recipe.calibration is None:
         parts = {
             "imports": LIBRARIES,
@@ -132,7 +130,7 @@ def memory(
             "pieces read": HASHED + min(CHECKED, max(map(_nbytes, dense.tensors.values()))),
         }
         decline(parts, limit)
-        return Memory(parts, 0, 1, 0, False)
+        return Memory(parts, 1, 0, False)
     largest = max(_layer_bytes(layer, half) for layer in model.layers)
     cross = Need.CROSS in method.wants()
     seq_len, samples = recipe.calibration.length, recipe.calibration.samples
@@ -161,25 +159,17 @@ def memory(
     columns = kept_columns(model, hidden_size(dense.config))
     kept = samples * seq_len * columns * (2 if half else 4)
 
-    prunes = isinstance(method, PruneMethod)
+    if isinstance(method, PruneMethod):  # pruned weights stay until the layer is written
+        fixed["pruned weights"] = max(_layer_bytes(layer, False) for layer in model.layers)
 
-    def forecast(batch: int, moments: int, held: bool) -> tuple[dict[str, int], int]:
-        """Return the parts, and what may come on top.
-
-        Activations have gone when a linear is solved, and the solver uses their memory; it is not
-        certain to find it in one piece. Pruned weights stay until the layer is written, and where
-        they lie between, it cannot.
-        """
+    def forecast(batch: int, moments: int, held: bool) -> dict[str, int]:
+        """Return the parts; activations have gone when a linear is solved, but leave no hole."""
         tokens = batch * seq_len
         heads = int(dense.config.get("num_attention_heads", dense.config.get("n_head", 1)))
         attention = batch * heads * seq_len * seq_len * 4
         live = LIVE_ACTIVATIONS * tokens * widest * 4 + attention
         found = fixed | {"statistics": moments} | ({"kept inputs": kept} if held else {})
-        if prunes:
-            pruned = max(_layer_bytes(layer, False) for layer in model.layers)
-            return found | {"activations": live, "solver": solver, "pruned weights": pruned}, 0
-        name = "solver" if solver > live else "activations"
-        return found | {name: max(live, solver)}, min(live, solver)
+        return found | {"activations": live, "solver": solver}
 
     best = max(1, min(samples, BATCH_TOKENS // seq_len))
     options = [(best, min(together, max(least, 4 << 30)), False)]
@@ -190,11 +180,10 @@ def memory(
     if kept <= HELD:
         options.insert(0, (*options[0][:2], True))
     for batch, moments, held in options:
-        found, spare = forecast(batch, moments, held)
-        if limit is None or most(found, spare) <= limit:
-            return Memory(found, spare, batch, moments, held)
-    found, spare = forecast(*options[-1])
-    decline(found, limit, spare=spare)
+        found = forecast(batch, moments, held)
+        if limit is None or most(found) <= limit:
+            return Memory(found, batch, moments, held)
+    decline(forecast(*options[-1]), limit)
     raise AssertionError("declined")
 
 
@@ -202,11 +191,9 @@ def decline(
     parts: Mapping[str, int],
     limit: int | None,
     instead: str = "a shorter `seq_len`",
-    *,
-    spare: int = 0,
 ) -> None:
     """Raise UnicompError where the forecast with its allowance is over what the user allows."""
-    needed = most(parts, spare)
+    needed = most(parts)
     if limit is not None and needed > limit:
         raise UnicompError(
             f"--max-memory {limit} bytes is too small: the least that this run needs is "

@@ -55,7 +55,6 @@ class Plan:
     held            what is kept of a layer stays in memory
     half            linears multiply in bfloat16 while the calibration text runs through them
     memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
-    spare           bytes that may come on top where freed memory is not used again
     disk_bytes      most that the run takes on disk, the output included
     times           part -> seconds; their sum is the forecast
     scored          axes that the result is scored on, against the source
@@ -80,7 +79,6 @@ class Plan:
     held: bool
     half: bool
     memory: Mapping[str, int]
-    spare: int
     disk_bytes: int
     times: Mapping[str, float]
     basis: str
@@ -138,7 +136,7 @@ class Plan:
     @property
     def most_host_bytes(self) -> int:
         """The forecast and its allowance: what `max_memory` has to have room for."""
-        return most(self.memory, self.spare)
+        return most(self.memory)
 
     @property
     def seconds(self) -> float:
@@ -330,7 +328,6 @@ def plan_source(
         held=chosen.held,
         half=half,
         memory=chosen.parts,
-        spare=chosen.spare,
         disk_bytes=out + disk,
         times=times,
         basis=timing.words(times, rates),
