@@ -33,11 +33,11 @@ from unicomp.compress import methods
 from unicomp.kernels.delta_folder import Totals
 from unicomp.kernels.deltas import load_deltas
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import plan_delta
-from unicomp.recipes.delta_run import compress, restore
+from unicomp.recipes.delta.plan import plan_delta
+from unicomp.recipes.delta.run import compress, restore
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 from unicomp.recipes.schema import Calibration
 
 RESULTS = Path(__file__).resolve().parent / "results/delta_recovery.json"

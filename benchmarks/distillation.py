@@ -28,9 +28,9 @@ from unicomp.kernels import packed_model
 from unicomp.kernels.inventory import take
 from unicomp.kernels.load import load
 from unicomp.recipes.load import load as read_recipe
-from unicomp.recipes.pipeline import plan
-from unicomp.recipes.pipeline_run import run
-from unicomp.recipes.run import Progress
+from unicomp.recipes.pipeline.plan import plan
+from unicomp.recipes.pipeline.run import run
+from unicomp.recipes.stage.progress import Progress
 
 RESULTS = Path(__file__).resolve().parent / "results/distillation.json"
 HEAD = """version: 1

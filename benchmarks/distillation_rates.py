@@ -23,8 +23,8 @@ from quantize_llama import commit
 
 from unicomp import machine
 from unicomp.recipes.load import load as read_recipe
-from unicomp.recipes.pipeline import plan
-from unicomp.recipes.pipeline_run import run
+from unicomp.recipes.pipeline.plan import plan
+from unicomp.recipes.pipeline.run import run
 
 RESULTS = Path(__file__).resolve().parent / "results/distillation_rates.json"
 STEPS, BATCH, SEQ_LEN, HELD = 60, 16, 128, 64

@@ -27,9 +27,9 @@ from unicomp.checkpoint import Checkpoint
 from unicomp.evaluate.score import score
 from unicomp.kernels.dense import open_dense
 from unicomp.models import describe
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import load
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 RESULTS = Path(__file__).resolve().parent / "results/pruning.json"
 QUANTIZE = "{quantize: gptq, bits: 4, group_size: -1%s}"

@@ -23,9 +23,9 @@ from quantize_llama import commit
 from unicomp import builtin, machine
 from unicomp.compress import method, sensitivity
 from unicomp.evaluate.score import score
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 RESULTS = Path(__file__).resolve().parent / "results/pruning_shares.json"
 CHANGES = (0.1, 0.05, 0.2)

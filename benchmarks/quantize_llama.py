@@ -42,7 +42,7 @@ SIZES = {
 VOCAB = 4096
 # The peer's algorithm, and what our users get: also made up for are the input's drift, and by one
 # sweep of coordinate descent what nearest plane left.
-OUR_MODULES = "unicomp.recipes.run, unicomp.cli.main"
+OUR_MODULES = "unicomp.recipes.layers.run, unicomp.cli.main"
 OURS = {"ours": ["--drift", "0", "--sweeps", "0"], "ours-default": []}
 
 

@@ -30,8 +30,8 @@ from unicomp.evaluate.cost.gain import beside
 from unicomp.evaluate.score import score
 from unicomp.hub import Source
 from unicomp.kernels.dense import open_dense
-from unicomp.recipes.cut_run import run_cut
-from unicomp.recipes.cutting import CutPlan, plan_cut
+from unicomp.recipes.cut.plan import CutPlan, plan_cut
+from unicomp.recipes.cut.run import run_cut
 from unicomp.recipes.load import from_options
 
 RESULTS = Path(__file__).resolve().parent / "results/structured.json"

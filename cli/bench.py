@@ -106,7 +106,7 @@ def model(
     """
     from unicomp.evaluate.cost import speed
     from unicomp.kernels.backend import MissingKernelWarning
-    from unicomp.recipes.run import Progress
+    from unicomp.recipes.stage.progress import Progress
 
     with show.progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", MissingKernelWarning)  # the result says it
@@ -158,7 +158,7 @@ def kernels(
     """
     from unicomp.evaluate.cost import speed
     from unicomp.kernels.backend import MissingKernelWarning
-    from unicomp.recipes.run import Progress
+    from unicomp.recipes.stage.progress import Progress
 
     wanted = [_shape(word) for word in _words(shapes)]
     amounts = [_count(word) for word in _words(tokens)]

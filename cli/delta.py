@@ -24,7 +24,7 @@ from unicomp.errors import UnicompError, UnsupportedError
 
 if TYPE_CHECKING:
     from unicomp.kernels.delta_folder import DeltaManifest, Stored
-    from unicomp.recipes.delta import DeltaPlan
+    from unicomp.recipes.delta.plan import DeltaPlan
     from unicomp.recipes.schema import Recipe
 
 VERB = "delta"
@@ -129,8 +129,8 @@ def carry_out(
 
     Raises typer.Exit with 130 if the user interrupts it.
     """
-    from unicomp.recipes.delta import plan_recipe
-    from unicomp.recipes.delta_run import compress
+    from unicomp.recipes.delta.plan import plan_recipe
+    from unicomp.recipes.delta.run import compress
 
     plan = plan_recipe(recipe, model=tuned, text=text, max_memory=max_memory)
     if out is None:
@@ -167,7 +167,7 @@ def restore(
 
     Example: unicomp delta restore out/d --base builtin:tinyworld --out out/restored
     """
-    from unicomp.recipes.delta_run import restore
+    from unicomp.recipes.delta.run import restore
 
     with show.progress() as progress:
         restore(delta, base, out, overwrite=overwrite, progress=progress)

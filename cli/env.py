@@ -102,7 +102,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _measure() -> dict[str, float | int | None]:
     """Measure what plans rest on, and store it for them."""
-    from unicomp.recipes import throughput
+    from unicomp.recipes.stage import throughput
 
     found = throughput.measure(whole=True)
     try:

@@ -11,7 +11,7 @@ from unicomp.cli.options import Json, Model, Overwrite, Quiet
 from unicomp.cli.plan import unnumbered
 
 if TYPE_CHECKING:
-    from unicomp.recipes.export import Exported
+    from unicomp.recipes.publish.export import Exported
 
 FORMATS = sorted(
     path.stem.replace("_", "-") for path in (method_options.ROOT / "kernels/exports").glob("*.py")
@@ -61,7 +61,7 @@ def export(
     What is stored otherwise is said with its reason; a linear that cannot be stored refuses the
     whole. Example: unicomp export builtin:tinyworld --format gguf --type q8_0 --out tinyworld.gguf
     """
-    from unicomp.recipes.export import export as carry_out
+    from unicomp.recipes.publish.export import export as carry_out
 
     done = carry_out(model, format, out, kind=type_, overwrite=overwrite)
     if json:

@@ -9,10 +9,10 @@ from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from unicomp.hub import Source
+    from unicomp.recipes.layers.plan import Plan
     from unicomp.recipes.lint.output import Output
     from unicomp.recipes.lint.rules import Finding, Loader
-    from unicomp.recipes.pipeline import Pipeline
-    from unicomp.recipes.plan import Plan
+    from unicomp.recipes.pipeline.plan import Pipeline
 
 
 @dataclass(frozen=True)

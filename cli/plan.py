@@ -19,9 +19,9 @@ from unicomp.cli.options import (
 
 if TYPE_CHECKING:
     from unicomp.kernels.packed import Scheme
-    from unicomp.recipes.pipeline import Pipeline
-    from unicomp.recipes.plan import Plan
-    from unicomp.recipes.planned import Fate
+    from unicomp.recipes.layers.plan import Plan
+    from unicomp.recipes.pipeline.plan import Pipeline
+    from unicomp.recipes.stage.planned import Fate
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -45,7 +45,7 @@ def plan(
     """
     from unicomp.cli import delta
     from unicomp.recipes.load import read
-    from unicomp.recipes.pipeline import plan as make
+    from unicomp.recipes.pipeline.plan import plan as make
 
     lint.check_targets(target or [])
     loaded, text = read(recipe, overrides=set_ or [])
@@ -68,10 +68,10 @@ def show_plan(
     asked = [*found.recipe.target, *targets]
     said = lint.of_plan(found, asked, tp) if asked else None
     told = {} if said is None else said.to_json()
-    from unicomp.recipes.cutting import CutPlan
-    from unicomp.recipes.distilling import DistillPlan
-    from unicomp.recipes.plan import Plan
-    from unicomp.recipes.planned import figures
+    from unicomp.recipes.cut.plan import CutPlan
+    from unicomp.recipes.distill.plan import DistillPlan
+    from unicomp.recipes.layers.plan import Plan
+    from unicomp.recipes.stage.planned import figures
 
     if json and isinstance(found, Plan):
         show.json(figures(found) | told, {"tensors": found.rows()})

@@ -44,7 +44,7 @@ def push(
 
     Example: unicomp push out/quickstart org/name --dry-run
     """
-    from unicomp.recipes.push import push as carry_out
+    from unicomp.recipes.publish.push import push as carry_out
 
     done = carry_out(
         folder,

@@ -27,8 +27,8 @@ from unicomp.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest, Module
-    from unicomp.recipes.pipeline import Pipeline
-    from unicomp.recipes.plan import Plan
+    from unicomp.recipes.layers.plan import Plan
+    from unicomp.recipes.pipeline.plan import Pipeline
 
 INTERRUPTED = 130
 BEGAN = time.monotonic()  # the command line is read before anything else is imported
@@ -53,7 +53,7 @@ def run(
     """
     require(out, device, dry_run)
     from unicomp.recipes.load import read
-    from unicomp.recipes.pipeline import plan
+    from unicomp.recipes.pipeline.plan import plan
 
     loaded, text = read(recipe, overrides=set_ or [])
     if loaded.stages[0].verb == delta.VERB:
@@ -91,7 +91,7 @@ def carry_out(
 
     Raises typer.Exit with 130 if the user interrupts it.
     """
-    from unicomp.recipes.pipeline_run import run as start
+    from unicomp.recipes.pipeline.run import run as start
 
     try:
         with show.progress() as progress:

@@ -41,7 +41,7 @@ def score(
     from unicomp.evaluate.verdicts import gates
     from unicomp.evaluate.verdicts import junit as verdict_file
     from unicomp.recipes import gate_file
-    from unicomp.recipes.run import Progress
+    from unicomp.recipes.stage.progress import Progress
 
     bounds = [] if result.gate is None else gate_file.read(result.gate)
     for file in (result.out, result.junit, result.html):

@@ -8,8 +8,8 @@ from unicomp.cli import show
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest, Module
-    from unicomp.recipes.cutting import CutPlan
-    from unicomp.recipes.pipeline import Pipeline
+    from unicomp.recipes.cut.plan import CutPlan
+    from unicomp.recipes.pipeline.plan import Pipeline
 
 SHOWN = ("layers", "hidden", "ffn", "heads", "kv_heads", "experts", "expert_ffn")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from unicomp.recipes.run import Progress
+    from unicomp.recipes.stage.progress import Progress
 
 NUMBER = re.compile(r"[-+<>~±]?[\d.,]+(\s?\S{1,8})?|-")
 UNWRAPPED = 100_000

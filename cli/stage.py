@@ -67,7 +67,7 @@ def run_stage(
     if not dry_run:
         hashing.begin(Path(model).glob("*.safetensors"))
     from unicomp.recipes.load import from_options
-    from unicomp.recipes.pipeline import plan
+    from unicomp.recipes.pipeline.plan import plan
 
     recipe = from_options(
         verb,

@@ -7,7 +7,7 @@ from unicomp.cli import show
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest
-    from unicomp.recipes.distilling import DistillPlan
+    from unicomp.recipes.distill.plan import DistillPlan
 
 
 def show_distill(found: "DistillPlan") -> None:

@@ -1,8 +1,8 @@
 """`unicomp.plan` and `unicomp.run`: a recipe of any kind, a delta's included.
 
 A delta is no checkpoint, so its plan and its manifest are types of their own: what only handles
-models calls `recipes/pipeline.py` and `pipeline_run.py`, and need not tell them apart. What carries
-out is imported when something is carried out.
+models calls those of `pipeline/`, and need not tell them apart. What carries out is imported when
+something is carried out.
 """
 
 from pathlib import Path
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, overload
 from unicomp.compress.method import DeltaMethod
 from unicomp.kernels.delta_folder import DeltaManifest
 from unicomp.manifest import Manifest
-from unicomp.recipes import pipeline
-from unicomp.recipes.delta import DeltaPlan, plan_recipe
-from unicomp.recipes.pipeline import Pipeline
-from unicomp.recipes.plan import Plan
+from unicomp.recipes.delta.plan import DeltaPlan, plan_recipe
+from unicomp.recipes.layers.plan import Plan
+from unicomp.recipes.pipeline import plan as pipeline
+from unicomp.recipes.pipeline.plan import Pipeline
 from unicomp.recipes.schema import Recipe
 
 if TYPE_CHECKING:
-    from unicomp.recipes.run import Show
+    from unicomp.recipes.stage.progress import Show
 
 
 def plan(
@@ -30,7 +30,7 @@ def plan(
 ) -> Plan | Pipeline | DeltaPlan:
     """Work out what a recipe does to a model, from headers only.
 
-    As `recipes.pipeline.plan`, or `recipes.delta.plan_recipe` where there is a `delta` stage.
+    As `pipeline/plan.py`, or `delta/plan.py` where there is a `delta` stage.
     """
     if any(isinstance(stage.options, DeltaMethod) for stage in recipe.stages):
         return plan_recipe(recipe, model=model, text=text, max_memory=max_memory)
@@ -69,9 +69,10 @@ def run(
 ) -> Manifest | DeltaManifest:
     """Carry out a plan; the output stands under its name only when whole.
 
-    As `recipes.pipeline_run.run`, or `recipes.delta_run.compress` where the plan is a delta's.
+    As `pipeline/run.py`, or `delta/run.py` where the plan is a delta's.
     """
-    from unicomp.recipes import delta_run, pipeline_run
+    from unicomp.recipes.delta import run as delta_run
+    from unicomp.recipes.pipeline import run as pipeline_run
 
     if isinstance(plan, DeltaPlan):
         return delta_run.compress(plan, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -16,9 +16,9 @@ from unicomp.hub import Source
 from unicomp.kernels import format as formats
 from unicomp.kernels.packed import Scheme
 from unicomp.models import ARCHITECTURES
-from unicomp.recipes.cutting import CutPlan
-from unicomp.recipes.pipeline import Pipeline
-from unicomp.recipes.plan import Plan
+from unicomp.recipes.cut.plan import CutPlan
+from unicomp.recipes.layers.plan import Plan
+from unicomp.recipes.pipeline.plan import Pipeline
 
 HEADS = ("lm_head", "embed_out")
 # What makes a module's tensors codes: suffix -> the quant_method that writes it.

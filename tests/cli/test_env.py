@@ -8,7 +8,7 @@ import torch
 
 from unicomp.cli.env import _version
 from unicomp.cli.main import exit_code
-from unicomp.recipes import throughput
+from unicomp.recipes.stage import throughput
 
 Capture = pytest.CaptureFixture[str]
 

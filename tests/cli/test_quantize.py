@@ -158,7 +158,7 @@ def test_interrupted_from_inside(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unicomp.recipes.run.run", stop)
+    monkeypatch.setattr("unicomp.recipes.layers.run.run", stop)
     assert exit_code([*rounding, "--out", str(tmp_path / "made"), "--json"]) == 130
     said, talk = capsys.readouterr()
     assert said == ""

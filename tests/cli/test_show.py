@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from unicomp.cli import show
-from unicomp.recipes.run import Progress
+from unicomp.recipes.stage.progress import Progress
 
 Drawn = AbstractContextManager["Terminal"]
 

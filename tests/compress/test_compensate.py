@@ -13,8 +13,8 @@ from unicomp import text
 from unicomp.checkpoint import Checkpoint
 from unicomp.hub import Source
 from unicomp.kernels.dense import open_dense
-from unicomp.recipes.cut_run import run_cut
-from unicomp.recipes.cutting import plan_cut
+from unicomp.recipes.cut.plan import plan_cut
+from unicomp.recipes.cut.run import run_cut
 from unicomp.recipes.load import from_options
 
 DAMP = 0.02

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from unicomp import text
 from unicomp.kernels.load import load
 from unicomp.models import ARCHITECTURES
+from unicomp.recipes.layers.plan import Plan, plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import Plan, plan
-from unicomp.recipes.run import run
 
 SEQ_LEN = 64
 CALIBRATION, HELD_OUT = 48, 16  # windows

@@ -12,8 +12,8 @@ from torch import Tensor
 from unicomp import builtin, hub, text
 from unicomp.compress import methods
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import plan_delta
-from unicomp.recipes.delta_run import compress, restore
+from unicomp.recipes.delta.plan import plan_delta
+from unicomp.recipes.delta.run import compress, restore
 
 WINDOW, WINDOWS = 256, 100
 Pair = tuple[str, str, Path]

@@ -20,9 +20,9 @@ from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.score import score
 from unicomp.kernels.dense import open_dense
 from unicomp.models import ARCHITECTURES, describe
+from unicomp.recipes.layers.plan import Plan, plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options, load
-from unicomp.recipes.plan import Plan, plan
-from unicomp.recipes.run import run
 
 
 def planned(model: Path, method: str, data: object, **options: Any) -> Plan:

@@ -11,9 +11,9 @@ import pytest
 
 from unicomp import builtin
 from unicomp.evaluate.score import score
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 PLAIN = {"scale_search": "minmax", "order": "none", "drift": 0.0, "sweeps": 0}
 SEARCHED = {"scale_search": "mse", "order": "act", "drift": 0.0, "sweeps": 0}

@@ -10,9 +10,9 @@ import pytest
 from unicomp.evaluate.asked import AXES
 from unicomp.evaluate.score import score
 from unicomp.evaluate.suites.suite import load
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,8 @@ from unicomp.hub import Source
 from unicomp.kernels.dense import open_dense
 from unicomp.manifest import Manifest
 from unicomp.models import ARCHITECTURES
-from unicomp.recipes.cut_run import run_cut
-from unicomp.recipes.cutting import CutPlan, plan_cut
+from unicomp.recipes.cut.plan import CutPlan, plan_cut
+from unicomp.recipes.cut.run import run_cut
 from unicomp.recipes.load import from_options
 
 SEQ_LEN = 64

@@ -14,9 +14,9 @@ from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate import models
 from unicomp.evaluate.score import score
 from unicomp.evaluate.windows import cut
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 NAMES = {
     "accuracy/perplexity",

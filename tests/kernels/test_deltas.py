@@ -16,11 +16,11 @@ from unicomp.kernels.delta_folder import open_delta
 from unicomp.kernels.delta_product import DeltaProduct
 from unicomp.kernels.deltas import choose
 from unicomp.kernels.load import load
-from unicomp.recipes.delta import plan_delta
-from unicomp.recipes.delta_run import compress, restore
+from unicomp.recipes.delta.plan import plan_delta
+from unicomp.recipes.delta.run import compress, restore
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 Fleet = tuple[Path, list[Path], list[Path]]
 

@@ -28,9 +28,9 @@ from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.kernels.packed_model import loaded
 from unicomp.kernels.stored import Stored
 from unicomp.models import ARCHITECTURES
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::unicomp.kernels.backend.MissingKernelWarning")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unicomp import manifest
-from unicomp.recipes.run import Progress, Show
+from unicomp.recipes.stage.progress import Progress, Show
 
 TIMINGS = {"seconds", "peak_rss_bytes", "peak_gpu_bytes"}
 

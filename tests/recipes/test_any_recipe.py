@@ -8,7 +8,7 @@ import unicomp
 from unicomp.errors import UnsupportedError
 from unicomp.kernels.delta_folder import DeltaManifest, open_delta
 from unicomp.manifest import Manifest
-from unicomp.recipes.delta import DeltaPlan
+from unicomp.recipes.delta.plan import DeltaPlan
 from unicomp.recipes.load import load
 
 PIRATE = "builtin:tinyworld-pirate"

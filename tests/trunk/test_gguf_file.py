@@ -16,7 +16,7 @@ from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.hub import resolve
 from unicomp.kernels import load as dense_load
 from unicomp.kernels import packed_model
-from unicomp.recipes.export import export
+from unicomp.recipes.publish.export import export
 
 IDS = torch.arange(20, 44)[None]
 

@@ -216,7 +216,7 @@ def llmcompressor(work: Path) -> None:
 
 def llama_cpp(work: Path, library: Path) -> None:
     """Quantize by llama.cpp: a mixture of K-quants, with rows that they do not hold."""
-    from unicomp.recipes.export import export
+    from unicomp.recipes.publish.export import export
 
     plain = work / "wide.gguf"
     export(str(work / "base/wide"), "gguf", plain, overwrite=True)

@@ -22,9 +22,9 @@ from unicomp.evaluate.tasks import harness
 from unicomp.evaluate.tasks.model import Unicomp
 from unicomp.evaluate.tasks.result import Result
 from unicomp.kernels.load import load
+from unicomp.recipes.layers.plan import plan
+from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options
-from unicomp.recipes.plan import plan
-from unicomp.recipes.run import run
 
 TINYWORLD = [f"tinyworld_{name}" for name in "knowledge reasoning reading grammar".split()]
 GENERATED = ["tinyworld_instructions", "tinyworld_heldout"]

@@ -17,7 +17,7 @@ from unicomp.kernels import packed_model
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.stored import Stored
 from unicomp.manifest import verify
-from unicomp.recipes.export import export
+from unicomp.recipes.publish.export import export
 
 IDS = torch.arange(20, 44)[None]
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unicomp import builtin, gguf_model
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.kernels import load as dense_load
-from unicomp.recipes.export import export
+from unicomp.recipes.publish.export import export
 
 # llama.cpp in a process of its own: what it writes on the terminal is not ours to keep apart.
 LLAMA = """

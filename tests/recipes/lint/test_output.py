@@ -13,8 +13,8 @@ from unicomp.hub import resolve
 from unicomp.recipes.lint.output import of_plan, of_source
 from unicomp.recipes.lint.rules import check, chosen
 from unicomp.recipes.load import from_options, load
-from unicomp.recipes.pipeline import plan
-from unicomp.recipes.pipeline_run import run
+from unicomp.recipes.pipeline.plan import plan
+from unicomp.recipes.pipeline.run import run
 
 ALL = ["transformers,vllm,llama.cpp"]
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -20,9 +20,9 @@ from unicomp.errors import UnicompError
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.load import load
 from unicomp.recipes.load import load as recipe
-from unicomp.recipes.pipeline import plan
-from unicomp.recipes.pipeline_run import run
-from unicomp.recipes.run import Progress
+from unicomp.recipes.pipeline.plan import plan
+from unicomp.recipes.pipeline.run import run
+from unicomp.recipes.stage.progress import Progress
 
 
 def windows(count: int = 9) -> Windows:

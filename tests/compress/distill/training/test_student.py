@@ -17,8 +17,8 @@ from unicomp.errors import UnsupportedError
 from unicomp.kernels import packed_model
 from unicomp.kernels.load import load
 from unicomp.recipes.load import load as recipe
-from unicomp.recipes.pipeline import plan
-from unicomp.recipes.pipeline_run import run
+from unicomp.recipes.pipeline.plan import plan
+from unicomp.recipes.pipeline.run import run
 from unicomp.writer import Meta, Writer, copy_file
 
 STAGES = {

@@ -1,0 +1,243 @@
+"""How fast this machine does what a run is made of: measured, stored, and what a plan rests on.
+
+`unicomp env --measure` measures at length and stores the rates for this user, one entry a number of
+threads; a plan takes the entry of its own processor, threads and release of torch, and where there
+is none it measures the same things for a tenth of a second. Rates are those of the operations that
+a run calls, at sizes of a layer, not peaks of the processor.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unicomp import machine
+from unicomp.compress.sparsity import Sparsity, Zeros, keep
+from unicomp.kernels import gram
+
+NAME = "throughput.json"
+SCHEMA = "unicomp.throughput/1"
+# Seconds that Python and the libraries take to import where nobody has measured them here.
+START = 5.0
+# What a run imports before its first layer.
+LIBRARIES = "import unicomp.recipes.pipeline.run, unicomp.compress.calibrate, accelerate; "
+MODELS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What was measured.
+
+    threads      that products were made with
+    product      operations a second of a float32 product
+    thin         of one that makes 128 rows, as solvers do that walk over columns
+    half         of a bfloat16 product; `product` where the processor has no instruction for it
+    moments      of second moments, in the dtype that they are made in
+    factor       of a Cholesky factor and what is solved with it, float32
+    memory       bytes a second that elementwise work in float32 reads and writes, as a norm does
+    sort         weights a second of which the lesser half of each row is found
+    line         of which the lesser half of all is found, which one thread does
+    states       bytes a second that are written to a file, summed up and read again
+    hashing      bytes a second of SHA-256, one thread
+    disk         bytes a second that are brought to disk; None: not measured
+    start        seconds until the libraries are imported
+    stored       measured by `unicomp env --measure`, not just now
+    """
+
+    threads: int
+    product: float
+    thin: float
+    half: float
+    moments: float
+    factor: float
+    memory: float
+    sort: float
+    line: float
+    states: float
+    hashing: float
+    disk: float | None = None
+    start: float = START
+    stored: bool = False
+
+    def words(self) -> str:
+        """Return what a forecast of time says of its basis."""
+        gflops = f"{self.product / 1e9:.0f} GFLOP/s in float32, {self.half / 1e9:.0f} in bfloat16"
+        when = "measured by `unicomp env --measure`" if self.stored else "measured just now"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{gflops}, memory {self.memory / 1e9:.1f} GB/s, {threads}, {when}"
+
+    def seconds(self, work: Mapping[str, float]) -> float:
+        """Return the time of work: rate -> operations, bytes or numbers."""
+        return sum(amount / float(getattr(self, kind)) for kind, amount in work.items())
+
+
+def rates() -> Rates:
+    """Return what is stored for this machine and number of threads, else what is measured now."""
+    return _stored() or measure(seconds=0.01)
+
+
+def store(found: Rates) -> Path:
+    """Store rates for later plans; return the file. Raises OSError where it cannot be written."""
+    path = _file()
+    entries = _entries(path)
+    values = asdict(found)
+    del values["stored"]
+    entries[_key(found.threads)] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"schema": SCHEMA, "measured": entries}, indent=1) + "\n"
+    descriptor, fresh = tempfile.mkstemp(dir=path.parent)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(fresh).replace(path)
+    return path
+
+
+def measure(seconds: float = 0.5, *, whole: bool = False) -> Rates:
+    """Measure; each rate is the usual one of calls within so many seconds, and of three at least.
+
+    whole  also the disk, and the libraries' imports in a process of their own: some seconds
+    """
+    threads = torch.get_num_threads()
+    single = torch.ones(768, 768)
+    product = 2.0 * 768**3 / _usual(lambda: single @ single, seconds)
+    block, left, right = torch.ones(128, 1024), torch.ones(1024, 128), torch.ones(1024, 1024)
+    thin = 2.0 * 128 * 1024**2 / _usual(lambda: torch.addmm(block, left.T, right), seconds)
+    half, moments = product, product
+    if machine.multiplies_bfloat16():
+        wide, weight = torch.ones(1024, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
+        half = 2.0 * 1024**3 / _usual(lambda: torch.nn.functional.linear(wide, weight), seconds)
+        if gram.usable(wide):
+            total = torch.zeros(1024, 1024)
+            moments = 1024.0**3 / _usual(lambda: gram.add(total, wide, wide), seconds)
+    factor = _factor(seconds)
+    states, gain = torch.ones(1024, 1024), torch.ones(1024)
+
+    def norm() -> torch.Tensor:
+        return gain * (states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True)))
+
+    memory = 7 * 4 * states.numel() / _usual(norm, seconds)
+    scores = torch.rand(128, 1024)
+    sort = scores.numel() / _usual(lambda: keep(scores, Sparsity(0.5)), seconds)
+    fewer = Zeros(scores.numel() // 2)
+    line = scores.numel() / _usual(lambda: keep(scores, fewer), seconds)
+    piece = memoryview(bytearray(1 << 22))
+    hashing = len(piece) / _usual(lambda: hashlib.sha256(piece), seconds)
+    with tempfile.TemporaryFile(buffering=0) as file:
+
+        def through() -> None:
+            file.seek(0)
+            file.write(piece)
+            zlib.crc32(piece)
+            file.seek(0)
+            file.readinto(piece)
+
+        kept = len(piece) / _usual(through, seconds)
+    return Rates(
+        threads=threads,
+        product=product,
+        thin=thin,
+        half=half,
+        moments=moments,
+        factor=factor,
+        memory=memory,
+        sort=sort,
+        line=line,
+        states=kept,
+        hashing=hashing,
+        disk=_disk() if whole else None,
+        start=_start() if whole else START,
+    )
+
+
+def _factor(seconds: float) -> float:
+    """Return operations a second of a factor and two triangular solves, 3 columns cubed of them."""
+    size = 512
+    square = torch.eye(size) * size + 1.0
+
+    def solve() -> None:
+        lower = torch.linalg.cholesky(square)
+        torch.linalg.solve_triangular(lower, square, upper=False)
+
+    return (1 / 3 + 1) * size**3 / _usual(solve, seconds)
+
+
+def _disk() -> float:
+    """Return bytes a second that reach the disk of the temporary folder: 64 MiB, once."""
+    data = os.urandom(1 << 20) * 64
+    with tempfile.TemporaryFile(buffering=0) as file:
+        began = time.perf_counter()
+        file.write(data)
+        os.fsync(file.fileno())
+        return len(data) / (time.perf_counter() - began)
+
+
+def _start() -> float:
+    """Return the seconds of a process that imports what a run imports, the second time."""
+    least = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", LIBRARIES + MODELS], check=True)
+        least = min(least, time.perf_counter() - began)
+    return least
+
+
+def _usual(work: Callable[[], Any], seconds: float) -> float:
+    """Return the median seconds of at least three calls within about so many seconds."""
+    work()
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < seconds:
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _file() -> Path:
+    """Return where rates are stored: the user's folder for what can be made again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "unicomp" / NAME
+
+
+def _key(threads: int) -> str:
+    """Return what rates are good for: processor, threads and release of torch."""
+    return f"{machine.describe()['cpu']}, {threads} threads, torch {torch.__version__}"
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """Return what is stored; nothing where the file is absent, unreadable or of another kind."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        return {}
+    measured = value.get("measured")
+    return measured if isinstance(measured, dict) else {}
+
+
+def _stored() -> Rates | None:
+    """Return the stored rates of this machine; None without, or where they make no sense."""
+    entry = _entries(_file()).get(_key(torch.get_num_threads()))
+    if not isinstance(entry, dict):
+        return None
+    known = {one.name for one in fields(Rates)} - {"stored"}
+    if set(entry) != known or not all(_sound(name, value) for name, value in entry.items()):
+        return None
+    return Rates(**entry, stored=True)
+
+
+def _sound(name: str, value: Any) -> bool:
+    if name == "disk" and value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e18
