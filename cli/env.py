@@ -104,7 +104,7 @@ def _measure() -> dict[str, float | int | None]:
     """Measure what plans rest on, and store it for them."""
     from unicomp.recipes.stage import throughput
 
-    found = throughput.measure(whole=True)
+    found = throughput.measure()
     try:
         throughput.store(found)
     except OSError as error:

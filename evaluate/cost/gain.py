@@ -13,9 +13,6 @@ from typing import Any
 
 import torch
 
-from unicomp.evaluate.cost.speed import generate
-from unicomp.kernels.packed_model import load
-
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32
 ROUNDS = 7
@@ -78,6 +75,10 @@ def beside(
 
     A model with less context has a shorter prompt.
     """
+    # A plan counts what this does, and imports nothing that runs.
+    from unicomp.evaluate.cost.speed import generate
+    from unicomp.kernels.packed_model import load
+
     networks: list[Any] = [load(str(baseline)), load(str(model))]
     for network in networks:
         context = getattr(network.config, "max_position_embeddings", None)

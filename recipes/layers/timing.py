@@ -6,6 +6,7 @@ output, which is hashed, read back and checked. Products are counted exactly; el
 passes over what it reads and writes, each of which a temporary of torch makes once.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from unicomp.compress.layerwise import compared
@@ -141,13 +142,17 @@ def _moments(
 def _solving(method: LayerMethod, model: Model, targets: Collection[str]) -> dict[str, float]:
     """Return the work of all solvers; what is stacked shares a factor."""
     alone = isinstance(method, PruneMethod) or not method.wants()
-    work: dict[str, float] = {}
+    shapes: Counter[tuple[int, int]] = Counter()
     for layer in model.layers:
         for step in layer.steps:
             for shared in step:
                 rows = [one.shape[0] for one in shared if one.module in targets]
                 for own in rows if alone or not rows else [sum(rows)]:
-                    _add(work, method.solve_work(own, shared[0].shape[1]))
+                    shapes[own, shared[0].shape[1]] += 1
+    work: dict[str, float] = {}
+    for shape, count in shapes.items():
+        one = method.solve_work(*shape)
+        _add(work, {kind: count * amount for kind, amount in one.items()})
     return work
 
 

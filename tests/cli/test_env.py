@@ -43,7 +43,11 @@ def test_env_measured_as_json(
     assert stored.product == found["measured"]["product"]
     [file] = tmp_path.rglob("*.json")
     file.write_text(file.read_text().replace('"product": ', '"product": -'))
-    assert not throughput.rates().stored
+    guessed = throughput.rates()
+    assert not guessed.stored
+    assert 1e8 < guessed.product < 1e15
+    assert guessed.factor == guessed.product * throughput.BESIDE["factor"]
+    assert "the rest guessed from it" in guessed.words()
 
 
 def test_what_is_not_installed_is_none() -> None:
