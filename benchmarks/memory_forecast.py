@@ -135,7 +135,6 @@ def measure(sizes: dict[str, int], words: list[str], work: Path) -> dict[str, An
         "sizes": sizes,
         "forecast_bytes": plan["peak_host_bytes"],
         "peak_rss_bytes": actual,
-        "most_bytes": plan["most_host_bytes"],
         "forecast_by_peak": plan["peak_host_bytes"] / actual,
         "parts": plan["memory"],
     }

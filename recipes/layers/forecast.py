@@ -31,9 +31,10 @@ CUTTING = LIBRARIES + (96 << 20)
 # The same with room for what other runs hold and nobody has counted.
 IMPORTS = LIBRARIES + (192 << 20)
 # What a limit has to leave above the forecast, as a share of it. Freed memory is kept until a layer
-# is done and comes to lie in pieces: peaks of equal layers of one run differed by 8 %, those of
-# equal runs by 5 %.
-ALLOWANCE = 0.125
+# is done and comes to lie in pieces: peaks of equal layers of one run differed by 8 %, those of one
+# command by 37 %. Of the cases in benchmarks/results/memory_forecast.json the forecast is 0.85 of
+# the peak at the least.
+ALLOWANCE = 0.25
 # Bytes that are hashed, and those whose values are checked, at once, before the work.
 HASHED, CHECKED = 1 << 24, 1 << 26
 # Tokens computed together where memory allows: enough for matrix products at full speed.

@@ -1,4 +1,4 @@
-"""The forecast of memory is never below what a run takes, and no mere ceiling."""
+"""The limit that a plan names is never below what a run takes, and no mere ceiling."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from unicomp import manifest
+from unicomp.recipes.layers.forecast import most
 
 STORED = Path(__file__).parents[3] / "benchmarks/results/memory_forecast.json"
 WORDS = [
@@ -21,14 +22,16 @@ WORDS = [
 ]
 
 
-def too_low(forecast: int, peak: int) -> bool:
-    return forecast < peak
+def too_low(limit: int, peak: int) -> bool:
+    return limit < peak
 
 
-def test_every_measured_peak_is_below_its_forecast() -> None:
+def test_every_measured_peak_is_below_its_limit() -> None:
     cases = json.loads(STORED.read_text())["cases"]
     assert len(cases) > 10
-    low = [n for n, c in cases.items() if too_low(c["forecast_bytes"], c["peak_rss_bytes"])]
+    low = [
+        n for n, c in cases.items() if too_low(most({n: c["forecast_bytes"]}), c["peak_rss_bytes"])
+    ]
     assert not low
     assert too_low(99, 100)
 
@@ -36,7 +39,7 @@ def test_every_measured_peak_is_below_its_forecast() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 @pytest.mark.parametrize("words", WORDS)
-def test_a_process_stays_below_its_forecast(
+def test_a_process_stays_below_its_limit(
     words: str, kind: str, tiny_model: Callable[..., Path], tiny_text: Path, tmp_path: Path
 ) -> None:
     """Where a model is small, the libraries are nearly all that there is."""
@@ -47,8 +50,8 @@ def test_a_process_stays_below_its_forecast(
     said = subprocess.run(
         [*command, "--dry-run", "--json"], check=True, capture_output=True, text=True
     )
-    forecast = json.loads(said.stdout)["most_host_bytes"]
+    limit = json.loads(said.stdout)["most_host_bytes"]
     subprocess.run(command, check=True, capture_output=True)
     peak = max(stage.peak_rss_bytes for stage in manifest.read(tmp_path / "out").stages)
-    assert not too_low(forecast, peak)
-    assert forecast < 2 * peak
+    assert not too_low(limit, peak)
+    assert limit < 2 * peak  # a forecast of 1.6, and a quarter
