@@ -12,9 +12,11 @@ int uc_has_f16c(void) {
 }
 
 /* With one token a plain loop reads memory at 28 GB/s on Zen 4, and at 24 if told to fetch; on
- * Granite Rapids at 15 and 19. Where activations come in between, fetching helps there too. */
+ * Granite Rapids at 15 and 19. Where activations come in between, fetching helps there too. Zen 3,
+ * which has no AVX-512, multiplies int4 and ternary weights from memory a quarter faster with it. */
 size_t uc_ahead(size_t tokens) {
-    return tokens == 1 && __builtin_cpu_is("amd") ? 0 : 3072;
+    const int zen4 = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512vnni");
+    return tokens == 1 && zen4 ? 0 : 3072;
 }
 #else
 size_t uc_ahead(size_t tokens) {
