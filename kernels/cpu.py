@@ -69,7 +69,7 @@ def isa() -> str:
 def use(name: str) -> None:
     """Choose an instruction set by name for the whole process.
 
-    Raises UnsupportedError where this machine lacks it, or it has no kernels yet.
+    Raises UnsupportedError where this machine lacks it.
     """
     _require()
     _choose(name)
@@ -288,10 +288,8 @@ def _choose(name: str) -> None:
     has = ", ".join(f"`{one}`" for one in _cpu.usable())
     if name not in _cpu.known():
         raise UnsupportedError(f"no such instruction set: `{name}`", hint=f"this machine has {has}")
-    if name not in _cpu.built():
-        raise UnsupportedError(f"`{name}` has no kernels yet", hint=f"this machine has {has}")
     if name not in _cpu.usable():
-        raise UnsupportedError(f"this processor has no `{name}`", hint=f"it has {has}")
+        raise UnsupportedError(f"this machine cannot run `{name}`", hint=f"it has {has}")
     _cpu.use(name)
 
 

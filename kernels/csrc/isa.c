@@ -25,48 +25,48 @@ size_t uc_ahead(size_t tokens) {
 }
 #endif
 
-/* AMX tiles read the same panels; nobody has written them yet. */
-static const struct uc_isa amx = {.name = "amx"};
-
-static const struct uc_isa *const table[] = {
-    &amx,
-#if defined(__x86_64__)
-    &uc_isa_avx512vnni,
-    &uc_isa_avx2,
-#elif defined(__aarch64__)
-    &uc_isa_neon_dotprod,
+static const struct uc_isa table[] = {
+#if defined(UC_AMX_MODEL) /* tests name the panels that go with the model */
+    {"amx", &UC_AMX_MODEL, &uc_tiling_amx},
+#elif defined(__x86_64__)
+    {"amx", &uc_panels_avx512vnni, &uc_tiling_amx},
 #endif
-    &uc_isa_scalar,
-    NULL,
+#if defined(__x86_64__)
+    {"avx512vnni", &uc_panels_avx512vnni, &uc_tiling_avx512vnni},
+    {"avx2", &uc_panels_avx2, NULL},
+#elif defined(__aarch64__)
+    {"neon_dotprod", &uc_panels_neon_dotprod, NULL},
+#endif
+    {"scalar", &uc_panels_scalar, NULL},
 };
 
 static _Atomic(const struct uc_isa *) live;
 
-static int usable(const struct uc_isa *isa) {
-    return isa->usable && isa->usable();
+int uc_isa_usable(const struct uc_isa *isa) {
+    return isa->panels->usable() && !(isa->tiling && isa->tiling->usable && !isa->tiling->usable());
 }
 
 const struct uc_isa *uc_isa_live(void) {
     const struct uc_isa *found = atomic_load(&live);
     if (!found) {
-        const struct uc_isa *const *entry = table;
-        while (!usable(*entry))
-            entry++;
-        found = *entry;
+        found = table;
+        while (!uc_isa_usable(found))
+            found++;
         atomic_store(&live, found);
     }
     return found;
 }
 
 enum uc_status uc_isa_use(const char *name) {
-    for (const struct uc_isa *const *entry = table; *entry; entry++)
-        if (strcmp((*entry)->name, name) == 0 && usable(*entry)) {
-            atomic_store(&live, *entry);
+    const struct uc_isa *isa;
+    for (unsigned i = 0; (isa = uc_isa_at(i)) != NULL; i++)
+        if (strcmp(isa->name, name) == 0 && uc_isa_usable(isa)) {
+            atomic_store(&live, isa);
             return UC_OK;
         }
     return UC_NO_ISA;
 }
 
 const struct uc_isa *uc_isa_at(unsigned index) {
-    return index < sizeof table / sizeof *table ? table[index] : NULL;
+    return index < sizeof table / sizeof *table ? table + index : NULL;
 }

@@ -2,7 +2,7 @@
  *
  * A family is told apart by its feature's name: a function is uc_<what>_<isa>. The table in isa.c
  * is best first and ends with `scalar`, which is the definition: all others give the same bits. A
- * name that is known but not built, or that this machine cannot run, cannot be chosen.
+ * name that this machine cannot run cannot be chosen.
  */
 #ifndef UC_ISA_H
 #define UC_ISA_H
@@ -12,27 +12,34 @@
 #include "panel.h"
 #include "tiles.h"
 
-struct uc_isa {
-    const char *name;
-    int (*usable)(void); /* NULL: known, not built */
+/* Up to 16 tokens, and what tiles of many share with them. */
+struct uc_panels {
+    int (*usable)(void);
     uc_convert *convert;
     uc_store *store;
     uc_quantize *quantize;
     uc_multiply *dots[UC_KINDS];  /* compute="int8" */
     uc_multiply *exact[UC_KINDS]; /* compute="exact" */
-    uc_unpack *unpack[UC_KINDS];  /* for tiles of many tokens, with the next two; NULL: no tiles */
-    uc_lay *lay;
-    uc_multiply_tile *tile;
+    uc_unpack *unpack[UC_KINDS];  /* for tilings */
+};
+
+struct uc_isa {
+    const char *name;
+    const struct uc_panels *panels;
+    const struct uc_tiling *tiling; /* NULL: many tokens go by panels too */
 };
 
 /* The instruction set in use: the best that the machine has, until uc_isa_use. */
 const struct uc_isa *uc_isa_live(void);
 
-/* Choose by name. UC_NO_ISA where the machine lacks it or it is not built. */
+/* Choose by name. UC_NO_ISA where the machine lacks it. */
 enum uc_status uc_isa_use(const char *name);
 
-/* All names in order, best first; NULL behind the last. */
+/* All instruction sets in order, best first; NULL behind the last. */
 const struct uc_isa *uc_isa_at(unsigned index);
+
+/* Do the processor and the system have it? */
+int uc_isa_usable(const struct uc_isa *isa);
 
 /* Does the processor convert float16? Not every compiler's __builtin_cpu_supports knows it. */
 int uc_has_f16c(void);
@@ -42,9 +49,8 @@ int uc_has_f16c(void);
 size_t uc_ahead(size_t tokens);
 
 /* What lies in a file of its own. */
-uc_lay uc_lay_avx512vnni;
-uc_multiply_tile uc_tile_avx512vnni;
-
-extern const struct uc_isa uc_isa_scalar, uc_isa_avx2, uc_isa_avx512vnni, uc_isa_neon_dotprod;
+extern const struct uc_panels uc_panels_scalar, uc_panels_avx2, uc_panels_avx512vnni,
+    uc_panels_neon_dotprod;
+extern const struct uc_tiling uc_tiling_avx512vnni, uc_tiling_amx;
 
 #endif

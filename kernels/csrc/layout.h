@@ -78,7 +78,7 @@ static inline int32_t uc_offset(enum uc_kind kind) {
     return offset[kind];
 }
 
-/* The greatest activation: such that a sum with a digit is a byte, see tiles.h. */
+/* The greatest activation: such that a sum with a digit is a byte, see tiles_avx512vnni.c. */
 static inline int32_t uc_most(enum uc_kind kind) {
     static const unsigned char most[UC_KINDS] = {127, 120, 126, 126, 126};
     return most[kind];

@@ -32,7 +32,7 @@ static PyObject *names(int (*wanted)(const struct uc_isa *)) {
     PyObject *list = PyList_New(0);
     const struct uc_isa *isa;
     for (unsigned i = 0; list && (isa = uc_isa_at(i)) != NULL; i++) {
-        if (!wanted(isa))
+        if (wanted && !wanted(isa))
             continue;
         PyObject *name = PyUnicode_FromString(isa->name);
         if (!name || PyList_Append(list, name) != 0)
@@ -44,31 +44,14 @@ static PyObject *names(int (*wanted)(const struct uc_isa *)) {
     return tuple;
 }
 
-static int is_known(const struct uc_isa *isa) {
-    return isa->name != NULL;
-}
-
-static int is_built(const struct uc_isa *isa) {
-    return isa->usable != NULL;
-}
-
-static int is_usable(const struct uc_isa *isa) {
-    return isa->usable && isa->usable();
-}
-
 static PyObject *known(PyObject *self, PyObject *nothing) {
     (void)self, (void)nothing;
-    return names(is_known);
-}
-
-static PyObject *built(PyObject *self, PyObject *nothing) {
-    (void)self, (void)nothing;
-    return names(is_built);
+    return names(NULL);
 }
 
 static PyObject *usable(PyObject *self, PyObject *nothing) {
     (void)self, (void)nothing;
-    return names(is_usable);
+    return names(uc_isa_usable);
 }
 
 static PyObject *isa(PyObject *self, PyObject *nothing) {
@@ -311,7 +294,6 @@ static PyObject *attention(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
-    {"built", built, METH_NOARGS, "Return those that this extension has kernels for."},
     {"usable", usable, METH_NOARGS, "Return those that this machine can run."},
     {"isa", isa, METH_NOARGS, "Return the name of the instruction set in use."},
     {"use", use, METH_VARARGS, "Choose an instruction set by name."},

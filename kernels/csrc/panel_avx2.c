@@ -298,8 +298,7 @@ static int usable(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && uc_has_f16c();
 }
 
-const struct uc_isa uc_isa_avx2 = {
-    .name = "avx2",
+const struct uc_panels uc_panels_avx2 = {
     .usable = usable,
     .convert = uc_convert_avx2,
     .store = uc_store_avx2,

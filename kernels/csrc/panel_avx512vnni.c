@@ -333,34 +333,23 @@ PART void exact(int kind, const size_t count, const struct uc_layout *layout, co
         _mm512_storeu_ps(to + (first + t) * UC_ROWS, total[t]);
 }
 
-/* Unpack spans of a panel for tiles, and sum what their digits alone add up to. */
+/* Unpack spans of a panel for tiles. */
 PART void unpack(int kind, const struct uc_layout *layout, const uint8_t *panel, size_t first,
-                 size_t spans, size_t side, struct uc_slab *slab) {
-    const size_t turn = turn_of(kind), step = UC_SIDES * 2 * UC_LINE;
-    const int most = uc_most(layout->kind);
-    const __m512i up = _mm512_set1_epi8((char)most), down = _mm512_set1_epi8((char)(128 - most));
-    uint8_t *to = slab->digits[0][side][0];
+                 size_t spans, size_t lines, size_t side, struct uc_slab *slab) {
+    const size_t turn = turn_of(kind);
+    uint8_t *to = slab->digits[side][0];
     for (size_t span = 0; span < spans; span++) {
         const struct uc_span own = uc_span_of(layout, panel, first + span);
         const uint8_t *line = own.lines, *end = line + own.count * UC_LINE;
-        uint8_t *const start = to;
-        size_t which = 0;
         for (; line < end; line += UC_LINE) {
             __m512i digits[8];
             digits_of(kind, _mm512_loadu_si512(line), digits);
 #pragma GCC unroll 8
-            for (size_t i = 0; i < turn; i++, which++)
-                _mm512_store_si512(to + which / 2 * step + which % 2 * UC_LINE, digits[i]);
+            for (size_t i = 0; i < turn; i++, to += UC_LINE)
+                _mm512_store_si512(to, digits[i]);
         }
-        if (which % 2)
-            _mm512_store_si512(to + which / 2 * step + UC_LINE, _mm512_setzero_si512());
-        to += (which + 1) / 2 * step;
-        __m512i taken = _mm512_setzero_si512();
-        for (const uint8_t *pair = start; pair < to; pair += step)
-            taken = dot(taken, _mm512_add_epi8(_mm512_load_si512(pair + UC_LINE), up),
-                        _mm512_sub_epi8(_mm512_load_si512(pair), down));
-        _mm512_storeu_si512(slab->taken[span][side],
-                            _mm512_sub_epi32(_mm512_setzero_si512(), taken));
+        for (size_t more = own.count * turn; more % lines; more++, to += UC_LINE)
+            _mm512_store_si512(to, _mm512_setzero_si512());
         _mm512_storeu_ps(slab->scales[span][side], scales_at(layout->scale_dtype, own.scales));
         if (!layout->symmetric)
             _mm512_storeu_si512(slab->offsets[span][side], offsets_at(own.offsets));
@@ -370,10 +359,11 @@ PART void unpack(int kind, const struct uc_layout *layout, const uint8_t *panel,
 #define UNPACK(name, kind)                                                                         \
     static WIDE void uc_unpack_##name##_avx512vnni(                                                \
         const struct uc_layout *layout, const uint8_t *panel, size_t first, size_t spans,          \
-        size_t side, struct uc_slab *slab) {                                                       \
-        unpack(kind, layout, panel, first, spans, side, slab);                                     \
+        size_t lines, size_t side, struct uc_slab *slab) {                                         \
+        unpack(kind, layout, panel, first, spans, lines, side, slab);                              \
     }
 
+UNPACK(int8, UC_INT8)
 UNPACK(int4, UC_INT4)
 UNPACK(int2, UC_INT2)
 UNPACK(bit1, UC_BIT1)
@@ -381,12 +371,12 @@ UNPACK(trit5_avx512, UC_TRIT5)
 UNPACK(trit5_vbmi, TRIT5_VBMI)
 
 static void uc_unpack_trit5_avx512vnni(const struct uc_layout *layout, const uint8_t *panel,
-                                       size_t first, size_t spans, size_t side,
+                                       size_t first, size_t spans, size_t lines, size_t side,
                                        struct uc_slab *slab) {
     if (__builtin_cpu_supports("avx512vbmi"))
-        uc_unpack_trit5_vbmi_avx512vnni(layout, panel, first, spans, side, slab);
+        uc_unpack_trit5_vbmi_avx512vnni(layout, panel, first, spans, lines, side, slab);
     else
-        uc_unpack_trit5_avx512_avx512vnni(layout, panel, first, spans, side, slab);
+        uc_unpack_trit5_avx512_avx512vnni(layout, panel, first, spans, lines, side, slab);
 }
 
 /* Both products of a kind, with as many tokens at once as registers hold. */
@@ -450,8 +440,7 @@ static int usable(void) {
            __builtin_cpu_supports("fma") && uc_has_f16c();
 }
 
-const struct uc_isa uc_isa_avx512vnni = {
-    .name = "avx512vnni",
+const struct uc_panels uc_panels_avx512vnni = {
     .usable = usable,
     .convert = uc_convert_avx512vnni,
     .store = uc_store_avx512vnni,
@@ -460,10 +449,8 @@ const struct uc_isa uc_isa_avx512vnni = {
              uc_dots_trit5_avx512vnni, uc_dots_bit1_avx512vnni},
     .exact = {uc_exact_int8_avx512vnni, uc_exact_int4_avx512vnni, uc_exact_int2_avx512vnni,
               uc_exact_trit5_avx512vnni, uc_exact_bit1_avx512vnni},
-    .unpack = {NULL, uc_unpack_int4_avx512vnni, uc_unpack_int2_avx512vnni,
+    .unpack = {uc_unpack_int8_avx512vnni, uc_unpack_int4_avx512vnni, uc_unpack_int2_avx512vnni,
                uc_unpack_trit5_avx512vnni, uc_unpack_bit1_avx512vnni},
-    .lay = uc_lay_avx512vnni,
-    .tile = uc_tile_avx512vnni,
 };
 
 #endif

@@ -268,8 +268,7 @@ static int usable(void) {
 #endif
 }
 
-const struct uc_isa uc_isa_neon_dotprod = {
-    .name = "neon_dotprod",
+const struct uc_panels uc_panels_neon_dotprod = {
     .usable = usable,
     .convert = uc_convert_neon_dotprod,
     .store = uc_store_neon_dotprod,

@@ -153,16 +153,39 @@ static void uc_exact_scalar(const struct uc_layout *layout, const uint8_t *panel
     multiply(layout, panel, tokens, to, 1);
 }
 
+/* Unpack spans of a panel for tiles. No tiling here needs it; tests give it to the others'. */
+static void uc_unpack_scalar(const struct uc_layout *layout, const uint8_t *panel, size_t first,
+                             size_t spans, size_t lines, size_t side, struct uc_slab *slab) {
+    const size_t turn = uc_digits(layout->kind);
+    uint8_t (*to)[UC_LINE] = slab->digits[side];
+    for (size_t span = 0; span < spans; span++) {
+        const struct uc_span own = uc_span_of(layout, panel, first + span);
+        const size_t padded = (own.count * turn + lines - 1) / lines * lines;
+        memset(to, 0, padded * UC_LINE);
+        for (size_t at = 0; at < own.count * UC_LINE; at++) {
+            int32_t digits[8];
+            digits_of(layout->kind, own.lines[at], digits);
+            for (size_t i = 0; i < turn; i++)
+                to[at / UC_LINE * turn + i][at % UC_LINE] = (uint8_t)digits[i];
+        }
+        to += padded;
+        uc_convert_scalar(layout->scale_dtype, own.scales, UC_ROWS, slab->scales[span][side]);
+        for (size_t r = 0; !layout->symmetric && r < UC_ROWS; r++)
+            slab->offsets[span][side][r] = own.offsets[r];
+    }
+}
+
 static int usable(void) {
     return 1;
 }
 
-const struct uc_isa uc_isa_scalar = {
-    .name = "scalar",
+const struct uc_panels uc_panels_scalar = {
     .usable = usable,
     .convert = uc_convert_scalar,
     .store = uc_store_scalar,
     .quantize = uc_quantize_scalar,
     .dots = {uc_dots_scalar, uc_dots_scalar, uc_dots_scalar, uc_dots_scalar, uc_dots_scalar},
     .exact = {uc_exact_scalar, uc_exact_scalar, uc_exact_scalar, uc_exact_scalar, uc_exact_scalar},
+    .unpack = {uc_unpack_scalar, uc_unpack_scalar, uc_unpack_scalar, uc_unpack_scalar,
+               uc_unpack_scalar},
 };

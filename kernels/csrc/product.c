@@ -15,7 +15,7 @@ enum {
 struct run {
     const struct uc_layout *layout;
     const struct uc_product *product;
-    const struct uc_isa *isa;
+    const struct uc_panels *panels;
     size_t start; /* first token of the chunk */
     size_t count; /* tokens of the chunk */
     int8_t *codes;
@@ -76,14 +76,14 @@ static void prepare(void *context, size_t first, size_t end) {
             size_t own = left < layout->span ? left : layout->span;
             size_t padded = uc_lines_of(layout, span) * UC_LANE * uc_digits(layout->kind);
             size_t at = block * layout->padded + span * layout->span_columns * count;
-            run->isa->convert(dtype, row + from * wide, own, values);
+            run->panels->convert(dtype, row + from * wide, own, values);
             if (run->product->exact) {
                 memset(values + own, 0, (padded - own) * sizeof(float));
                 spread_values(values, padded, count, run->values + at + (t - block));
             } else {
                 size_t index = block * layout->spans + span * count + (t - block);
-                run->isa->quantize(values, own, (float)uc_most(layout->kind), codes,
-                                   run->scales + index, run->owed + index);
+                run->panels->quantize(values, own, (float)uc_most(layout->kind), codes,
+                                      run->scales + index, run->owed + index);
                 memset(codes + own, 0, padded - own);
                 spread_codes(codes, padded, count, run->codes + at + UC_LANE * (t - block));
             }
@@ -100,7 +100,7 @@ void uc_put(const struct uc_layout *layout, const struct uc_product *product, si
         values[r] += bias;
     }
     const size_t at = token * layout->rows + row;
-    uc_isa_live()->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
+    uc_isa_live()->panels->store(dtype, values, rows, product->out + at * uc_bytes_of(dtype));
 }
 
 /* Multiply panels first..end-1 with all tokens of the chunk. */
@@ -108,7 +108,8 @@ static void multiply(void *context, size_t first, size_t end) {
     const struct run *run = context;
     const struct uc_layout *layout = run->layout;
     const struct uc_product *product = run->product;
-    uc_multiply *const own = (product->exact ? run->isa->exact : run->isa->dots)[layout->kind];
+    uc_multiply *const own =
+        (product->exact ? run->panels->exact : run->panels->dots)[layout->kind];
     float tile[UC_TOKENS * UC_ROWS];
     for (size_t panel = first; panel < end; panel++) {
         const uint8_t *data = product->weight + panel * layout->panel_bytes;
@@ -147,7 +148,7 @@ enum uc_status uc_linear(const struct uc_layout *layout, const struct uc_product
         return status;
     if (uc_tiles_fit(layout, product))
         return uc_tiles(layout, product);
-    struct run run = {.layout = layout, .product = product, .isa = uc_isa_live()};
+    struct run run = {.layout = layout, .product = product, .panels = uc_isa_live()->panels};
     size_t row = layout->padded * (product->exact ? sizeof(float) : 1);
     size_t chunk = CHUNK_BYTES / row / UC_TOKENS * UC_TOKENS;
     chunk = chunk > CHUNK_TOKENS ? chunk : CHUNK_TOKENS;

@@ -24,6 +24,10 @@
 #ifndef SHORT
 #define SHORT 0 /* bytes that weights lack, to see that a tool notices */
 #endif
+#ifndef MOST_TOKENS
+#define MOST_TOKENS 40
+#define MOST_COLUMNS 420
+#endif
 
 static uint64_t state = 88172645463325252u;
 
@@ -41,13 +45,16 @@ static uint8_t *bytes(size_t count) {
     return memory;
 }
 
-/* A float in about -2..2 as a dtype. */
-static void put(enum uc_dtype dtype, uint8_t *to) {
-    float value = ((float)below(8192) - 4096.0f) / 2048.0f;
+/* A float in about -2..2 as a dtype; an extreme one is -2 or 2. */
+static void put(enum uc_dtype dtype, int extreme, uint8_t *to) {
+    float value =
+        extreme ? (float)below(2) * 4.0f - 2.0f : ((float)below(8192) - 4096.0f) / 2048.0f;
     uint32_t bits;
     memcpy(&bits, &value, 4);
     uint16_t half = (uint16_t)(bits >> 16);
-    if (dtype == UC_FLOAT16)
+    if (dtype == UC_FLOAT16 && extreme)
+        half = value < 0 ? 0xc000 : 0x4000;
+    else if (dtype == UC_FLOAT16)
         half = (uint16_t)(below(0x4000) | (below(2) << 15));
     memcpy(to, dtype == UC_FLOAT32 ? (void *)&value : (void *)&half, uc_bytes_of(dtype));
 }
@@ -69,24 +76,28 @@ static int round_of(unsigned round, const char *const *names, size_t count) {
     static const int radix[UC_KINDS] = {256, 16, 4, 3, 2}, step[UC_KINDS] = {1, 1, 1, 1, 2};
     struct uc_layout layout;
     enum uc_kind kind = (enum uc_kind)(round % UC_KINDS);
-    if (uc_layout_of(&layout, (int)kind, 1 + below(40), 1 + below(420), groups[below(5)],
+    if (uc_layout_of(&layout, (int)kind, 1 + below(40), 1 + below(MOST_COLUMNS), groups[below(5)],
                      (int)below(2), (int)below(3)) != UC_OK)
         abort();
     size_t wide = layout.rows * layout.groups, cells = layout.rows * layout.columns;
     size_t scale_bytes = uc_bytes_of(layout.scale_dtype);
     int8_t *codes = (int8_t *)bytes(cells), *zeros = (int8_t *)bytes(wide);
     uint8_t *scales = bytes(wide * scale_bytes), *data = bytes(layout.bytes - SHORT);
-    for (size_t i = 0; i < cells; i++)
-        codes[i] = (int8_t)(low[kind] + step[kind] * (int)below((uint32_t)radix[kind]));
+    /* The greatest sums: only the least and the greatest codes and activations. */
+    const int extreme = below(4) == 0;
+    for (size_t i = 0; i < cells; i++) {
+        int digit = (int)below(extreme ? 2 : (uint32_t)radix[kind]);
+        codes[i] = (int8_t)(low[kind] + step[kind] * (extreme ? digit * (radix[kind] - 1) : digit));
+    }
     for (size_t i = 0; i < wide; i++) {
         zeros[i] = (int8_t)(low[kind] + (int)below((uint32_t)radix[kind]));
-        put(layout.scale_dtype, scales + i * scale_bytes);
+        put(layout.scale_dtype, 0, scales + i * scale_bytes);
     }
     unsigned threads = 1 + below(2);
     if (uc_block(&layout, codes, scales, zeros, data, threads) != UC_OK)
         abort();
     enum uc_dtype dtype = (enum uc_dtype)below(3);
-    size_t tokens = 1 + below(round % 4 ? 5 : 40), own = uc_bytes_of(dtype);
+    size_t tokens = 1 + below(round % 4 ? 5 : MOST_TOKENS), own = uc_bytes_of(dtype);
     struct uc_product product = {.x_bytes = tokens * layout.columns * own,
                                  .weight = data,
                                  .weight_bytes = layout.bytes,
@@ -98,9 +109,9 @@ static int round_of(unsigned round, const char *const *names, size_t count) {
                                  .threads = threads};
     uint8_t *x = bytes(product.x_bytes), *bias = bytes(product.bias_bytes);
     for (size_t i = 0; i < tokens * layout.columns; i++)
-        put(dtype, x + i * own);
+        put(dtype, extreme, x + i * own);
     for (size_t i = 0; i < layout.rows; i++)
-        put(UC_FLOAT32, bias + i * sizeof(float));
+        put(UC_FLOAT32, 0, bias + i * sizeof(float));
     product.x = x;
     product.bias = below(2) ? bias : NULL;
     uint8_t *wanted = bytes(product.out_bytes), *found = bytes(product.out_bytes);
