@@ -10,13 +10,14 @@ its second moments would be those of a handful of tokens, and compensating for t
 others.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unicomp.compress.calibrate import Decoder, Weights, read_weight
+from unicomp.compress.counted import moment_bytes
 from unicomp.compress.method import (
     LayerMethod,
     Pruned,
@@ -70,7 +71,7 @@ def compress_layer(
     module    the layer with its weights; holds the compressed ones, as plain weights, afterwards
     states    its inputs from the compressed layers before it
     original  inner name of the first linear of a step -> what it reads in the uncompressed model,
-              where the method asks for CROSS (`compared`)
+              where the method asks for CROSS (`counted.compared`)
     targets   full module name -> how it is quantized or pruned; other linears stay as they are
     moments   most bytes that the statistics of one pass may take; experts go in several passes
     pruning   what says of a linear that is quantized what becomes zero in the same walk
@@ -87,18 +88,6 @@ def compress_layer(
                 for solved in _solve(module, shared, stats, method, targets, scale_dtype, pruning):
                     decoder.replace(module, solved.linear, solved.solution.weight)
                     yield solved
-
-
-def compared(layer: Layer, targets: Collection[str]) -> dict[str, int]:
-    """Return, for the cross statistic, inner name -> columns of each input that is compared.
-
-    Experts are left out: a token may take another route in the uncompressed model.
-    """
-    return {
-        step[0][0].inner: step[0][0].shape[1]
-        for step in layer.steps
-        if step[0][0].expert is None and any(one.module in targets for one in step[0])
-    }
 
 
 def solve_alone(
@@ -129,11 +118,6 @@ def _passes(shared: Sequence[tuple[Linear, ...]], limit: int) -> Iterator[list[t
         used += size
     if some:
         yield some
-
-
-def moment_bytes(columns: int, cross: bool = False) -> int:
-    """Return the bytes that one input's statistics take, with the cross statistic or without."""
-    return 4 * columns * columns * (2 if cross else 1)
 
 
 def _solve(

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from unicomp.compress.calibrate import Decoder
+from unicomp.compress.counted import TOKENS, sharing
 from unicomp.compress.method import Need
 from unicomp.compress.readout import Readout
 from unicomp.compress.sparsity import Sparsity, keep
 from unicomp.compress.states import HiddenStates
 from unicomp.models import Layer, Linear
 
-TOKENS = 8192  # of the calibration text that divergences are measured on
 CHANGE = 0.1  # by how much a linear's share is changed to see what zeros cost
 PART = 1 << 20  # logits in memory at once
 ROUNDING = 1e-9  # so that a share times the columns is not below the count
@@ -52,17 +52,6 @@ class Unit:
     def columns(self) -> int:
         """Columns of each of its linears."""
         return self.linears[0].shape[1]
-
-
-def grouped(layer: Layer, targets: Collection[str]) -> list[tuple[Linear, ...]]:
-    """Return the linears of a layer that are pruned, those that get one share together."""
-    found: dict[object, list[Linear]] = {}
-    for linear in layer.linears():
-        if linear.module in targets:
-            leaf = linear.inner.rpartition(".")[2]
-            key = linear.inner if linear.expert is None else (leaf, linear.shape[1])
-            found.setdefault(key, []).append(linear)
-    return [tuple(linears) for linears in found.values()]
 
 
 @torch.no_grad()
@@ -100,7 +89,7 @@ def shares(
         norms = _norms(decoder, layer, module, dense, targets)
         walk = partial(_walk, decoder, layer, module)
         walk(dense, dense)
-        own = [_Pruner(decoder, module, linears, norms) for linears in grouped(layer, targets)]
+        own = [_Pruner(decoder, module, linears, norms) for linears in sharing(layer, targets)]
         for pruner in own:
             pruner.prune(common.share)
         for one in changed:
@@ -272,23 +261,3 @@ def divergence(readout: Readout, base: HiddenStates, other: HiddenStates) -> flo
         total += float((mean - own + its).sum())
         tokens += len(p)
     return total / tokens
-
-
-def bytes_on_disk(
-    layers: Sequence[Layer], targets: Collection[str], tokens: int, width: int
-) -> int:
-    """Return what the streams of states take, of so many tokens of calibration text."""
-    count = 2 + 2 * sum(len(grouped(layer, targets)) for layer in layers)
-    return 4 * count * min(tokens, TOKENS) * width
-
-
-def operations(layers: Sequence[Layer], targets: Collection[str], tokens: int, head: int) -> float:
-    """Count multiply-adds, twice: of each layer for every stream, and of the head.
-
-    head  its weights
-    """
-    streams, total = 0, 0.0
-    for layer in layers:
-        streams += 2 * len(grouped(layer, targets))
-        total += (3 + streams) * sum(one.shape[0] * one.shape[1] for one in layer.linears())
-    return 2.0 * min(tokens, TOKENS) * (total + 2 * streams * head)

@@ -19,8 +19,9 @@ from unicomp.hub import Source, resolve
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.inventory import take
 from unicomp.models import Model, context_length, describe
-from unicomp.recipes.layers.forecast import IMPORTS, LIVE_ACTIVATIONS, hidden_size, measured_rate
+from unicomp.recipes.layers.forecast import IMPORTS, LIVE_ACTIVATIONS, hidden_size
 from unicomp.recipes.schema import SEQ_LEN, Recipe, Stage
+from unicomp.recipes.stage import throughput
 from unicomp.writer import Meta
 
 HELD, TRAINED = 4, 16  # bytes of a parameter in float32; with its gradient and two moments
@@ -308,7 +309,7 @@ def _time(
         if method.max_time is not None:
             return None, method.max_time, "`max_time`"
         return None, 0.0, "not known before the text is read: `passes` over it"
-    rate = measured_rate()
+    rate = throughput.rates().product
     sampling = method.sampling()
     passes = FORWARD * (1 + (sampling.share if sampling is not None else 0.0)) + BACKWARD
     work = steps * each * (passes * params + FORWARD * taught)

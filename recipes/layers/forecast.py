@@ -1,11 +1,10 @@
-"""What a run will take, before it starts: resident memory by named parts, operations, disk.
+"""What a run will take, before it starts: resident memory by named parts, and disk.
 
 Memory is a sum of what is alive at the moment of the greatest need; the windows of a batch and the
 experts of a pass are chosen so that the sum stays under a limit, and a limit that cannot be kept
-is declined. Operations are counted products; divided by a measured rate they give a time.
+is declined.
 """
 
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from unicomp.checkpoint import DTYPES
-from unicomp.compress.layerwise import compared, moment_bytes
+from unicomp.compress.counted import compared, moment_bytes
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.evaluate.windows.cut import LONGEST
@@ -253,44 +252,3 @@ def _embedding_bytes(dense: DenseSource, model: Model, tokens: int) -> int:
         for name, role in model.roles.items()
         if role == "embedding"
     )
-
-
-def operations(
-    recipe: Recipe,
-    method: LayerMethod,
-    dense: DenseSource,
-    model: Model,
-    targets: Collection[str],
-) -> float:
-    """Count multiply-adds, twice: forward passes, second moments, and the solvers' products."""
-    tokens = 0
-    if method.wants() and recipe.calibration is not None:
-        tokens = recipe.calibration.samples * recipe.calibration.length
-    chosen = int(dense.config.get("num_experts_per_tok") or 1)
-    total = 0.0
-    for layer in model.layers:
-        before = 0.0
-        for step in layer.steps:
-            share = min(1.0, chosen / len(step))
-            own = sum(2.0 * o * i for s in step for o, i in (one.shape for one in s)) * share
-            routed = tokens * share
-            for shared in step:
-                columns = shared[0].shape[1]
-                rows = sum(one.shape[0] for one in shared if one.module in targets)
-                if rows and Need.HESSIAN in method.wants():
-                    total += 1.1 * routed * columns**2 + 6.0 * rows * columns**2 + columns**3
-            total += before * tokens
-            before += own
-        total += before * tokens
-    return total
-
-
-def measured_rate() -> float:
-    """Measure this machine's float32 matrix product, in operations a second."""
-    left, out = torch.ones(768, 768), torch.empty(768, 768)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(left, left, out=out)
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * 768**3 / best

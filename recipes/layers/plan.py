@@ -17,7 +17,7 @@ import torch
 
 from unicomp import machine
 from unicomp.checkpoint import DTYPES, Checkpoint
-from unicomp.compress import sensitivity
+from unicomp.compress import counted
 from unicomp.compress.method import LayerMethod, Need, PruneMethod, QuantizeMethod
 from unicomp.compress.sparsity import Sparsity, notes, parse
 from unicomp.errors import CheckpointError, UnicompError, UnsupportedError
@@ -305,9 +305,9 @@ def plan_source(
         layers, width = description.layers, hidden_size(dense.config)
         tokens = recipe.calibration.samples * recipe.calibration.length
         head = width * int(dense.config.get("vocab_size") or 0)
-        measuring = sensitivity.operations(layers, targets, tokens, head)
+        measuring = counted.sharing_operations(layers, targets, tokens, head)
         times["sharing out"] = measuring / (rates.half if half else rates.product)
-        disk += sensitivity.bytes_on_disk(layers, targets, tokens, width)
+        disk += counted.sharing_bytes(layers, targets, tokens, width)
     return Plan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,

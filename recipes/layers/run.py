@@ -20,7 +20,8 @@ from torch import Tensor
 
 from unicomp import machine, manifest
 from unicomp.compress.calibrate import Decoder, read_part, read_weight
-from unicomp.compress.layerwise import Solved, compared, compress_layer, solve_alone
+from unicomp.compress.counted import compared
+from unicomp.compress.layerwise import Solved, compress_layer, solve_alone
 from unicomp.compress.method import Need, Pruned, PruneMethod, Pruning
 from unicomp.compress.readout import Readout
 from unicomp.compress.sensitivity import shares

@@ -9,7 +9,7 @@ passes over what it reads and writes, each of which a temporary of torch makes o
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from unicomp.compress.layerwise import compared
+from unicomp.compress.counted import compared
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
 from unicomp.kernels.dense import DenseSource
 from unicomp.models import Layer, Model
