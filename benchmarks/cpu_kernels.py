@@ -7,8 +7,8 @@ compressed int4 and llama.cpp's Q4_0. Each contender is a process of its own tha
 gigabyte of distinct weights; in each round every one in turn is told to make some calls and says
 how long they took. "cold" goes from weight to weight, so that each comes from memory, as when a
 model decodes; "hot" repeats one. Right before its calls a contender multiplies with all its weights
-once, untimed: a virtual machine takes back the pages of a process that rests. The read ceiling is a
-plain loop over memory with the same prefetch, measured in every round too.
+once, untimed: a virtual machine takes back the pages of a process that rests. The read ceiling is
+the fastest of several plain loops over memory (`read_ceiling.c`), measured in every round too.
 
 Pages: our weights lie on huge pages wherever the system gives them. `--pages huge` has the others'
 allocations on huge pages too (a tunable of glibc), `--pages plain` leaves them as they come.
@@ -17,8 +17,8 @@ No timing counts before the result is right: each contender compares its first p
 float64 of the same dequantized weight.
 
 Run:  python benchmarks/cpu_kernels.py --shapes 4096x4096 --threads 1 2
-A run replaces what the file of results has of the same shape, threads and pages, and leaves the
-rest: so it can be made in pieces, each of which names its commit.
+A run replaces what the file of results has of the same processor, shape, threads and pages, and
+leaves the rest: so it can be made in pieces, each of which names its commit and machine.
 The others come from the package index: pip install onnx onnxruntime openvino. llama.cpp is built
 from its sources there (`pip download llama-cpp-python`, CMake in `vendor/llama.cpp/ggml` with
 BUILD_SHARED_LIBS); `--ggml FOLDER` says where its libraries are.
@@ -69,6 +69,14 @@ BITS = {
     "llama.cpp Q4_0": 4 + 16 / 32,
 }
 
+
+# How many times our time others should take for one token, and ours among each other.
+WANTED = {
+    ("onnxruntime", "ours int4"): 1.5,
+    ("torch int4pack", "ours int4"): 2.0,
+    ("ours int4", "ours ternary 2.0"): 1.9,
+    ("ours ternary 2.0", "ours ternary 1.6"): 1.0,
+}
 
 # ONNX Runtime holds a weight three times over: fewer distinct ones, still far beyond any cache.
 FEWER = {"onnxruntime": 0.4}
@@ -347,17 +355,25 @@ def work(own: Contender, cold: float) -> None:
             print(json.dumps(times), flush=True)
 
 
-def ceiling() -> Callable[[int, bool], float]:
-    """Return what measures a read of memory, in GB/s, from threads and huge pages or not."""
+def ceiling() -> Callable[[int, bool], tuple[float, str]]:
+    """Return what measures a read of memory from threads and huge pages or not: GB/s, and how."""
     folder = tempfile.mkdtemp()
     library = f"{folder}/read.so"
     source = str(HERE / "read_ceiling.c")
     flags = ["-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
     subprocess.run(["cc", *flags, source, "-o", library], check=True)
     read = ctypes.CDLL(library).read_seconds
-    read.restype, read.argtypes = ctypes.c_double, [ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
-    size = 1 << 30
-    return lambda threads, huge: size / read(size, threads, int(huge)) / 1e9
+    read.restype = ctypes.c_double
+    read.argtypes = [ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+    size, way = 3 << 28, (ctypes.c_int * 2)()
+
+    def measure(threads: int, huge: bool) -> tuple[float, str]:
+        seconds = read(size, threads, int(huge), way)
+        if seconds <= 0:
+            raise SystemExit(f"{threads} threads did not read {size} bytes: no memory?")
+        return size / seconds / 1e9, f"streams {way[0]}, ahead {way[1]} bytes"
+
+    return measure
 
 
 class Worker:
@@ -403,6 +419,8 @@ class Worker:
 
 def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one shape with one number of threads."""
+    from unicomp import machine
+
     rows, columns = map(int, shape.split("x"))
     read = ceiling()
     found: dict[str, Any] = {}
@@ -418,7 +436,7 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
         found[worker.name] = ready | {"ms": {}}
         workers.append(worker)
     times: dict[tuple[str, int, bool], list[float]] = {}
-    ceilings: dict[str, list[float]] = {"huge pages": [], "plain pages": []}
+    ceilings: dict[str, list[tuple[float, str]]] = {"huge pages": [], "plain pages": []}
     for _ in range(options.rounds):
         for tokens in options.tokens:
             if tokens in (1, options.tokens[-1]):
@@ -445,15 +463,24 @@ def duel(shape: str, threads: int, options: argparse.Namespace) -> dict[str, Any
         cold = one["ms"].get("M=1 cold")
         if cold is not None:
             one["gb_per_s"] = rows * columns * BITS[name] / 8 / cold["median"] / 1e6
-            one["of_ceiling"] = one["gb_per_s"] / statistics.median(ceilings["huge pages"])
+            one["of_ceiling"] = one["gb_per_s"] / statistics.median(
+                speed for speed, _ in ceilings["huge pages"]
+            )
     return {
         "shape": shape,
         "threads": threads,
         "pages": options.pages,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
         "cold_gb": options.cold,
-        "read_gb_per_s": {pages: statistics.median(own) for pages, own in ceilings.items()},
+        "read_gb_per_s": {
+            pages: statistics.median(speed for speed, _ in own) for pages, own in ceilings.items()
+        },
+        "read_by": {
+            pages: statistics.mode(how for _, how in own) for pages, own in ceilings.items()
+        },
         "contenders": found,
         "skipped": skipped,
     }
@@ -486,6 +513,32 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     return {what: ratio for what, ratio in found.items() if ratio is not None}
 
 
+def goals(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return what each goal for one token asks for: GB/s of ours, and as a share of the ceiling.
+
+    Above a share of 1 the goal is beyond the memory: no kernel that reads these bytes can reach it.
+    """
+    found = {}
+    for (top, ours), wanted in WANTED.items():
+        ratio = ratios(result).get(f"M=1: {top} / {ours}")
+        if ratio is not None:
+            needed = result["contenders"][ours]["gb_per_s"] * wanted / ratio
+            share = needed / result["read_gb_per_s"]["huge pages"]
+            found[f"{top} / {ours}"] = {
+                "wanted": wanted,
+                "ratio": ratio,
+                "needs_gb_per_s": round(needed, 1),
+                "needs_of_ceiling": round(share, 2),
+            }
+    return found
+
+
+def key(result: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a piece is of: a later one of the same takes its place."""
+    processor = (result["machine"]["cpu"], *result["machine"]["isa"])
+    return (processor, result["shape"], result["threads"], result["pages"])
+
+
 def main() -> None:
     """Measure and store everything asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -499,17 +552,14 @@ def main() -> None:
     parser.add_argument("--cold", type=float, default=1.1, help="GB of distinct weights")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu_kernels.json")
     options = parser.parse_args()
-    key = ("shape", "threads", "pages")
-    results = {}
-    if options.out.is_file():
-        stored = json.loads(options.out.read_text())["results"]
-        results = {tuple(one[name] for name in key): one for one in stored}
+    stored = json.loads(options.out.read_text())["results"] if options.out.is_file() else []
+    results = {key(one): one for one in stored}
     for shape in options.shapes:
         for threads in options.threads:
             result = duel(shape, threads, options)
-            results[shape, threads, options.pages] = result
+            results[key(result)] = result
             for name, one in result["contenders"].items():
-                row = "  ".join(f"{key} {ms['median']:.3f}" for key, ms in one["ms"].items())
+                row = "  ".join(f"{case} {ms['median']:.3f}" for case, ms in one["ms"].items())
                 share = f"{one['of_ceiling']:.0%}" if "of_ceiling" in one else ""
                 print(f"{shape} {threads} {name}: {share} {row}", file=sys.stderr)
             store(options.out, list(results.values()))
@@ -517,16 +567,12 @@ def main() -> None:
 
 
 def store(out: Path, results: list[dict[str, Any]]) -> None:
-    """Write all results, with the machine."""
-    from unicomp import machine
-
+    """Write all results, with what follows from them."""
     result = {
         "schema": "unicomp.benchmark/1",
         "benchmark": "cpu_kernels",
         "group_size": GROUP,
-        "results": [one | {"ratios": ratios(one)} for one in results],
-        "machine": machine.describe(),
-        "versions": machine.versions(),
+        "results": [one | {"ratios": ratios(one), "goals": goals(one)} for one in results],
     }
     out.write_text(json.dumps(result, indent=2) + "\n")
 
