@@ -55,12 +55,14 @@ test-exhaustive: $(STAMP)
 	$(PYTEST) -q -m "exhaustive and not gpu and not network"
 
 # The extension once more, beside the installed one. libstdc++ is there for torch's exceptions.
+# AMX is modelled (tests/kernels/csrc_driver): every machine then runs its tiles.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+MODEL := -DUC_AMX_MODEL=uc_panels_scalar -I$(CURDIR)/tests/kernels/csrc_driver
 SANITIZED := $(addprefix tests/kernels/test_,cpu.py nearest.py gram.py causal.py spans.py)
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
 
 sanitize: $(STAMP)
-	CFLAGS="$(SANITIZE) -g -O1" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build \
+	CFLAGS="$(SANITIZE) $(MODEL) -g -O1" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build \
 		--build-base build/sanitize --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 LD_PRELOAD="$(PRELOAD)" \
 		PYTHONPATH=$(CURDIR)/build/sanitize/lib $(BIN)/python -m pytest -q $(SANITIZED)

@@ -2,12 +2,12 @@
  *
  * Written from the operations and the exceptions that the manual lists for each instruction
  * (palette 1: eight tiles of up to 16 rows of 64 bytes). What would be a fault there ends the
- * process here. Every thread has its own tiles, and they are not its own business at its end: a
- * stretch of work that leaves tiles configured is a fault too.
+ * process here. Every thread has tiles of its own, and a stretch of work that leaves some
+ * configured is a fault of the next.
  *
- * UC_AMX_WRONG makes one mistake, so that tests can show that they would notice:
+ * UC_AMX_WRONG in the environment makes one mistake, so that tests can show that they would notice:
  *
- *     1   digits are read as unsigned         TDPBSUD for TDPBSSD
+ *     1   digits are read as unsigned
  *     2   the operands change places
  *     3   sums of four products stop at 16 bits
  *     4   a multiplication begins anew
@@ -25,9 +25,6 @@
 #ifndef UC_AMX_PART
 #define UC_AMX_PART static inline
 #endif
-#ifndef UC_AMX_WRONG
-#define UC_AMX_WRONG 0
-#endif
 
 enum { UC_AMX_TILES = 8, UC_AMX_ROWS = 16, UC_AMX_COLUMNS = 64 };
 
@@ -38,6 +35,7 @@ struct uc_amx_shape {
 };
 
 static _Thread_local struct {
+    int wrong;
     struct uc_amx_shape shape; /* palette 0: not configured */
     uint8_t tile[UC_AMX_TILES][UC_AMX_ROWS][UC_AMX_COLUMNS];
 } uc_amx;
@@ -78,6 +76,8 @@ UC_AMX_PART void uc_amx_configure(const void *from) {
     }
     uc_amx_release();
     uc_amx.shape = shape;
+    const char *wrong = getenv("UC_AMX_WRONG");
+    uc_amx.wrong = wrong ? atoi(wrong) : 0;
 }
 
 UC_AMX_PART void uc_amx_zero(int tile) {
@@ -105,9 +105,9 @@ UC_AMX_PART void uc_amx_store(int tile, void *to, int64_t stride) {
 UC_AMX_PART int32_t uc_amx_lane(const uint8_t *left, const uint8_t *right) {
     int32_t part[4];
     for (int i = 0; i < 4; i++)
-        part[i] = (int8_t)left[i] * (UC_AMX_WRONG == 1 ? (int32_t)right[i] : (int8_t)right[i]);
+        part[i] = (int8_t)left[i] * (uc_amx.wrong == 1 ? (int32_t)right[i] : (int8_t)right[i]);
     int32_t sum = part[0] + part[1] + part[2] + part[3];
-    if (UC_AMX_WRONG == 3)
+    if (uc_amx.wrong == 3)
         sum = sum > INT16_MAX ? INT16_MAX : sum < INT16_MIN ? INT16_MIN : sum;
     return sum;
 }
@@ -115,7 +115,7 @@ UC_AMX_PART int32_t uc_amx_lane(const uint8_t *left, const uint8_t *right) {
 /* TDPBSSD. */
 UC_AMX_PART void uc_amx_multiply(int sums, int left, int right) {
     static const char own[] = "tdpbssd";
-    if (UC_AMX_WRONG == 2) {
+    if (uc_amx.wrong == 2) {
         int other = left;
         left = right;
         right = other;
@@ -136,7 +136,7 @@ UC_AMX_PART void uc_amx_multiply(int sums, int left, int right) {
     for (int m = 0; m < rows; m++)
         for (int n = 0; n < lanes; n++) {
             uint32_t sum = 0;
-            if (UC_AMX_WRONG != 4)
+            if (uc_amx.wrong != 4)
                 memcpy(&sum, uc_amx.tile[sums][m] + 4 * n, sizeof sum);
             for (int k = 0; k < depth; k++)
                 sum += (uint32_t)uc_amx_lane(uc_amx.tile[left][m] + 4 * k,
