@@ -1,4 +1,4 @@
-"""What GGUF calls the parts of a model: one row for each model type that is written.
+"""What GGUF calls the parts of a model: one row for each model type, for writing and for reading.
 
 Source: `gguf/constants.py` of the `gguf` package for the names, and what llama.cpp computes for an
 architecture, seen by running it (`tests/kernels/exports`).
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 class Row:
     """One model type.
 
-    name         `general.architecture`
+    name         `general.architecture`; of rows with one name a file is the first that has experts
+                 as it has, or has none
+    model        class of transformers
     numbers      key of the file, after the architecture's name -> key of config.json
     root         module path of the decoder layers
     outside      module outside the layers -> tensor
@@ -23,9 +25,12 @@ class Row:
     fused        the module whose rows hold q, k and v head by head; llama.cpp wants all of q first
     shift        what is added to the weights of norms
     windows      layers look back over `sliding_window` by turns: their number, the last without
+    near         base of the rotations in layers with a window; 0: that of all
+    partial      a share of a head may be rotated
     """
 
     name: str
+    model: str
     numbers: Mapping[str, str]
     inside: Mapping[str, str]
     outside: Mapping[str, str]
@@ -36,6 +41,8 @@ class Row:
     fused: str = ""
     shift: float = 0.0
     windows: int = 0
+    near: float = 0.0
+    partial: bool = False
 
 
 _SIZES = {
@@ -80,20 +87,22 @@ STACKS = {
 """Part of an expert -> the tensor that holds it of all experts."""
 
 ROWS: Mapping[str, Row] = {
-    "llama": Row("llama", _NUMBERS, _LLAMA, _OUTSIDE, interleaved=True),
-    "mistral": Row("llama", _NUMBERS, _LLAMA, _OUTSIDE, interleaved=True),
+    "llama": Row("llama", "LlamaForCausalLM", _NUMBERS, _LLAMA, _OUTSIDE, interleaved=True),
+    "mistral": Row("llama", "MistralForCausalLM", _NUMBERS, _LLAMA, _OUTSIDE, interleaved=True),
     "mixtral": Row(
         "llama",
+        "MixtralForCausalLM",
         _NUMBERS
         | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
         _LLAMA | {"block_sparse_moe.gate": "ffn_gate_inp"},
         _OUTSIDE,
         interleaved=True,
     ),
-    "qwen2": Row("qwen2", _NUMBERS, _LLAMA, _OUTSIDE),
-    "qwen3": Row("qwen3", _NUMBERS, _LLAMA, _OUTSIDE),
+    "qwen2": Row("qwen2", "Qwen2ForCausalLM", _NUMBERS, _LLAMA, _OUTSIDE),
+    "qwen3": Row("qwen3", "Qwen3ForCausalLM", _NUMBERS, _LLAMA, _OUTSIDE),
     "qwen3_moe": Row(
         "qwen3moe",
+        "Qwen3MoeForCausalLM",
         _NUMBERS
         | {
             "expert_count": "num_experts",
@@ -103,9 +112,10 @@ ROWS: Mapping[str, Row] = {
         _ROUTED,
         _OUTSIDE,
     ),
-    "olmo2": Row("olmo2", _NUMBERS, _ATTENTION | _MLP | _AFTER, _OUTSIDE),
+    "olmo2": Row("olmo2", "Olmo2ForCausalLM", _NUMBERS, _ATTENTION | _MLP | _AFTER, _OUTSIDE),
     "phi3": Row(
         "phi3",
+        "Phi3ForCausalLM",
         _NUMBERS,
         _NORMS
         | {
@@ -115,9 +125,11 @@ ROWS: Mapping[str, Row] = {
             "mlp.down_proj": "ffn_down",
         },
         _OUTSIDE,
+        partial=True,
     ),
     "gemma2": Row(
         "gemma2",
+        "Gemma2ForCausalLM",
         _GEMMA_NUMBERS
         | {
             "attn_logit_softcapping": "attn_logit_softcapping",
@@ -130,10 +142,19 @@ ROWS: Mapping[str, Row] = {
         windows=2,
     ),
     "gemma3_text": Row(
-        "gemma3", _GEMMA_NUMBERS, _GEMMA, _TIED, activation=_TANH, shift=1.0, windows=6
+        "gemma3",
+        "Gemma3ForCausalLM",
+        _GEMMA_NUMBERS,
+        _GEMMA,
+        _TIED,
+        activation=_TANH,
+        shift=1.0,
+        windows=6,
+        near=10000.0,
     ),
     "gpt2": Row(
         "gpt2",
+        "GPT2LMHeadModel",
         {
             "block_count": "n_layer",
             "context_length": "n_positions",
@@ -163,6 +184,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "gpt_neox": Row(
         "gptneox",
+        "GPTNeoXForCausalLM",
         _SIZES | {"attention.layer_norm_epsilon": "layer_norm_eps"},
         _NORMS
         | {
@@ -179,14 +201,7 @@ ROWS: Mapping[str, Row] = {
         root="gpt_neox.layers",
         activation=("hidden_act", "gelu gelu_new gelu_pytorch_tanh gelu_fast"),
         fused="attention.query_key_value",
+        partial=True,
     ),
 }
 """config.json's `model_type` -> its row."""
-
-READ: Mapping[str, str] = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3_moe",
-}
-"""`general.architecture` of files that are read -> model type; with experts, llama is mixtral."""

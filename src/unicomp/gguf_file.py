@@ -2,14 +2,16 @@
 
 Q4_0, Q8_0, TQ1_0 and TQ2_0 become codes and scales of compressed-tensors, the same values in
 another order, and run on our kernels; every other type is multiplied out to float16. The folder
-lies in the cache, under the hash of the file, and is made once. Rows of q and k go back to the
-order of transformers, stacks of experts come apart, the tokenizer is rebuilt from its tokens.
+lies in the cache, under the hash of the file, and is made once. Rows go back to the order of
+transformers, GPT-2's Conv1D is turned, stacks of experts come apart, the tokenizer is rebuilt from
+its tokens.
 
 The file is read through the `gguf` package; nothing in it is executed.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,10 +24,14 @@ from torch import Tensor
 
 from unicomp import blocks, gguf_model, gguf_tokenizer, hashing
 from unicomp.errors import CheckpointError, UnsupportedError
+from unicomp.models import ARCHITECTURES
 from unicomp.writer import Meta, Writer, publish, write_file
 
 BITS = {"Q4_0": 4, "Q8_0": 8, "TQ1_0": 2, "TQ2_0": 2}
 """Types that stay packed -> bits of a code in the folder."""
+
+LINEAR = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.weight")
+"""Tensors of a file that are linears of a layer."""
 
 VERSION = "0.20.0"  # of compressed-tensors, whose layout the folder has
 
@@ -93,31 +99,49 @@ def _convert(path: Path, folder: Path) -> None:
             dense.append(module)
     writer.finish()
     if packed:
-        config["quantization_config"] = _quantization(packed, dense)
+        conv1d = ARCHITECTURES[str(config["model_type"])].conv1d
+        config["quantization_config"] = _quantization(packed, dense, conv1d)
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 class _Piece:
-    """One tensor of the folder: a whole one of the file, or one expert of a stack."""
+    """One tensor of the folder: a whole one of the file, or one expert of a stack.
+
+    shape   in the file
+    place   where it stands there
+    turned  it is a Conv1D, which transformers holds [in, out]
+    """
 
     def __init__(
-        self, name: str, kind: str, shape: tuple[int, ...], data: NDArray[Any], heads: int
+        self,
+        name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        data: NDArray[Any],
+        place: gguf_model.Place,
+        conv1d: bool,
     ) -> None:
         self.name, self.kind, self.shape, self.data = name, kind, shape, data
-        self.heads = heads
-        self.linear = len(shape) == 2 and ("_proj" in name or ".experts." in name)
+        self.place = place
+        self.linear = len(shape) == 2 and LINEAR.fullmatch(place.name) is not None
+        self.turned = conv1d and self.linear
         self.bits = BITS.get(kind, 0) if self.linear else 0
+        if self.turned and shape[0] * self.bits % 32:
+            self.bits = 0  # its rows there would end within a word
 
     def metas(self) -> list[Meta]:
         """Return what `read` will give."""
+        turn = -1 if self.turned else 1
         if not self.bits:
-            return [Meta(self.name, "F32" if len(self.shape) == 1 else "F16", self.shape)]
+            kind = "F32" if len(self.shape) == 1 else "F16"
+            return [Meta(self.name, kind, self.shape[::turn])]
         module = self.name.removesuffix(".weight")
-        rows, columns = self.shape
+        rows, columns = self.shape[::turn]
         size = blocks.SIZES[self.kind][0]
+        grid = (self.shape[0], self.shape[1] // size)
         return [
             Meta(f"{module}.weight_packed", "I32", (rows, columns * self.bits // 32)),
-            Meta(f"{module}.weight_scale", "F16", (rows, columns // size)),
+            Meta(f"{module}.weight_scale", "F16", grid[::turn]),
             Meta(f"{module}.weight_shape", "I64", (2,)),
         ]
 
@@ -131,7 +155,7 @@ class _Piece:
         return {
             f"{module}.weight_packed": torch.from_numpy(_words(codes, self.bits)),
             f"{module}.weight_scale": torch.from_numpy(scale.copy()),
-            f"{module}.weight_shape": torch.tensor(self.shape, dtype=torch.int64),
+            f"{module}.weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
         }
 
     def _plain(self) -> Tensor:
@@ -144,7 +168,8 @@ class _Piece:
                 f"gguf: `{self.name}` has type {self.kind}, which cannot be read",
                 hint="use the safetensors checkpoint that the file was made from",
             ) from error
-        plain = np.ascontiguousarray(self._ordered(values.reshape(self.shape)))
+        shifted = values.reshape(self.shape) - np.float32(self.place.shift)
+        plain = np.ascontiguousarray(self._ordered(shifted))
         kind = np.float32 if len(self.shape) == 1 else np.float16
         with np.errstate(over="ignore"):
             found = plain.astype(kind)
@@ -156,18 +181,20 @@ class _Piece:
         return torch.from_numpy(found)
 
     def _ordered(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if not self.heads:
-            return rows
-        return rows[gguf_model.row_order(len(rows), self.heads, back=True)]
+        """Return the rows in the order of transformers, turned where it holds them turned."""
+        order = self.place.order(len(rows))
+        found = rows if order is None else rows[np.argsort(order)]
+        return found.T if self.turned else found
 
 
 def _pieces(path: Path, tensor: Any, config: Mapping[str, Any]) -> Iterator[_Piece]:
     name, stacked = gguf_model.original(tensor.name, str(config["model_type"]))
     shape = tuple(int(size) for size in reversed(tensor.shape))
     kind, data = tensor.tensor_type.name, tensor.data
-    heads = gguf_model.place(name.format(0), config).heads
+    place = gguf_model.place(name.format(0), config)
+    conv1d = ARCHITECTURES[str(config["model_type"])].conv1d
     if not stacked:
-        yield _Piece(name, kind, shape, data, heads)
+        yield _Piece(name, kind, shape, data, place, conv1d)
         return
     if len(shape) != 3:
         raise CheckpointError(
@@ -175,7 +202,7 @@ def _pieces(path: Path, tensor: Any, config: Mapping[str, Any]) -> Iterator[_Pie
             hint="the file is damaged, or older than stacked experts: make it again",
         )
     for expert in range(shape[0]):
-        yield _Piece(name.format(expert), kind, shape[1:], data[expert], heads)
+        yield _Piece(name.format(expert), kind, shape[1:], data[expert], place, conv1d)
 
 
 def _words(codes: blocks.Codes, bits: int) -> NDArray[np.int32]:
@@ -190,8 +217,11 @@ def _words(codes: blocks.Codes, bits: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(found).view(np.int32)
 
 
-def _quantization(packed: Mapping[str, int], dense: list[str]) -> dict[str, Any]:
-    """Return the `quantization_config`: modules by name, a group for each way of packing."""
+def _quantization(packed: Mapping[str, int], dense: list[str], conv1d: bool) -> dict[str, Any]:
+    """Return the `quantization_config`: modules by name, a group for each way of packing.
+
+    conv1d  weights are turned, so that their groups are blocks down the rows
+    """
     sizes = {8: 32, 4: 32, 2: 256}
     groups: dict[str, Any] = {}
     for bits in sorted(set(packed.values())):
@@ -202,14 +232,17 @@ def _quantization(packed: Mapping[str, int], dense: list[str]) -> dict[str, Any]
                 "num_bits": bits,
                 "type": "int",
                 "symmetric": True,
-                "strategy": "group",
-                "group_size": sizes[bits],
                 "dynamic": False,
+                **(
+                    {"strategy": "block", "block_structure": [sizes[bits], 1]}
+                    if conv1d
+                    else {"strategy": "group", "group_size": sizes[bits]}
+                ),
             },
             "input_activations": None,
             "output_activations": None,
         }
-    return {
+    found = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -218,3 +251,4 @@ def _quantization(packed: Mapping[str, int], dense: list[str]) -> dict[str, Any]
         "ignore": [*dense, "lm_head"],
         "kv_cache_scheme": None,
     }
+    return found | ({"dequantize": True} if conv1d else {})

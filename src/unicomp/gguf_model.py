@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unicomp.errors import CheckpointError, UnsupportedError
-from unicomp.gguf_architectures import READ, ROWS, STACKS, Row
+from unicomp.gguf_architectures import ROWS, STACKS, Row
 
 _ELSE = {"num_key_value_heads": "num_attention_heads", "num_experts": "num_local_experts"}
 """Key of config.json -> the one to read where it is absent."""
@@ -147,10 +147,7 @@ def _otherwise_computed(config: Mapping[str, Any], own: Row) -> str | None:
     if not own.windows:
         return None
     layers = int(config["num_hidden_layers"])
-    meant = [
-        "full_attention" if index % own.windows == own.windows - 1 else "sliding_attention"
-        for index in range(layers)
-    ]
+    meant = _layer_types(own, layers)
     if list(config.get("layer_types") or meant) != meant:
         return f"llama.cpp looks back without a window in each {own.windows}th layer of `{kind}`"
     if config.get("use_bidirectional_attention"):
@@ -161,6 +158,13 @@ def _otherwise_computed(config: Mapping[str, Any], own: Row) -> str | None:
     if layers in _BY_WIDTH[kind] or float(config.get("query_pre_attn_scalar", head)) != head:
         return f"llama.cpp divides queries of this `{kind}` by another root than this model"
     return None
+
+
+def _layer_types(own: Row, layers: int) -> list[str]:
+    return [
+        "full_attention" if index % own.windows == own.windows - 1 else "sliding_attention"
+        for index in range(layers)
+    ]
 
 
 _BY_WIDTH = {"gemma2": {46}, "gemma3_text": {62}}
@@ -279,7 +283,7 @@ def original(name: str, kind: str) -> tuple[str, bool]:
         if stem == ours:
             return f"{theirs}.{suffix}", False
     if layer := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem):
-        root = f"model.layers.{layer[1]}"
+        root = f"{own.root}.{layer[1]}"
         mixtral = kind == "mixtral"
         for part, stack in STACKS.items():
             if layer[2] == stack and part.startswith("w") == mixtral:
@@ -289,8 +293,25 @@ def original(name: str, kind: str) -> tuple[str, bool]:
             if layer[2] == ours:
                 return f"{root}.{theirs}.{suffix}", False
     raise UnsupportedError(
-        f"gguf: tensor `{name}` has no place in a model of type `{kind}`",
-        hint="use the safetensors checkpoint that the file was made from",
+        f"gguf: tensor `{name}` has no place in a model of type `{kind}`", hint=_ELSEWHERE
+    )
+
+
+_ELSEWHERE = "use the safetensors checkpoint that the file was made from"
+
+
+def kind_of(fields: Mapping[str, Any]) -> str:
+    """Return the model type that a GGUF file's metadata describes; UnsupportedError if unknown."""
+    arch = str(fields.get("general.architecture"))
+    experts = bool(fields.get(f"{arch}.expert_count"))
+    for kind, own in ROWS.items():
+        if own.name == arch and ("expert_count" in own.numbers) == experts:
+            return kind
+    known = dict.fromkeys(own.name for own in ROWS.values())
+    what = f"architecture `{arch}`" + (" with experts" if experts and arch in known else "")
+    raise UnsupportedError(
+        f"gguf: {what} is not read yet",
+        hint=f"these are: {', '.join(known)}",
     )
 
 
@@ -304,54 +325,101 @@ def config(fields: Mapping[str, Any], tied: bool, freqs: list[float] | None) -> 
     Raises UnsupportedError for an architecture or a setting that is not read, CheckpointError for
     metadata that are not there.
     """
-    arch = str(fields.get("general.architecture"))
-    experts = bool(fields.get(f"{arch}.expert_count"))
-    kind = "mixtral" if arch == "llama" and experts else READ.get(arch)
-    if kind is None:
-        raise UnsupportedError(
-            f"gguf: architecture `{arch}` is not read yet",
-            hint=f"these are: {', '.join(READ)}",
-        )
-    classes = {"llama": "Llama", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    kind = kind_of(fields)
+    own = ROWS[kind]
+    said = {key.removeprefix(f"{own.name}."): value for key, value in fields.items()}
+    activation, known = own.activation
     found: dict[str, Any] = {
-        "architectures": [f"{classes.get(kind, 'Qwen3Moe')}ForCausalLM"],
+        "architectures": [own.model],
         "model_type": kind,
-        "hidden_act": "silu",
+        activation: known.split()[0],
         "tie_word_embeddings": tied,
         "dtype": "float16",
+        "pad_token_id": None,  # else phi3 has one of its own, beyond a small vocabulary
     }
-    defaults: dict[str, Any] = {"vocab_size": len(fields.get("tokenizer.ggml.tokens") or [])}
-    defaults["attention.head_count_kv"] = fields.get(f"{arch}.attention.head_count")
-    for key, name in ROWS[kind].numbers.items():
-        value = fields.get(f"{arch}.{key}", defaults.get(key))
-        if value is None:
-            raise CheckpointError(
-                f"gguf: the file has no `{arch}.{key}`", hint="it is damaged, or made by a tool "
-                "that left it out: make it again",
-            )  # fmt: skip
-        # A float32 such as 1e-5 has more digits as a float64 than were meant.
-        found[name] = float(f"{value:.6g}") if isinstance(value, float) else value
-    heads = found["num_attention_heads"]
-    found["head_dim"] = fields.get(f"{arch}.attention.key_length", found["hidden_size"] // heads)
-    rope: dict[str, Any] = {"rope_type": "default"}
-    rope["rope_theta"] = float(fields.get(f"{arch}.rope.freq_base", 10000.0))
-    scaling = fields.get(f"{arch}.rope.scaling.type", "none")
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": fields[f"{arch}.rope.scaling.factor"]}
-    elif scaling != "none":
+    defaults = {
+        "vocab_size": len(fields.get("tokenizer.ggml.tokens") or []),
+        "attention.head_count_kv": said.get("attention.head_count"),
+    }
+    for key, name in own.numbers.items():
+        found[name] = _number(own, key, said.get(key, defaults.get(key)))
+    window = said.get("attention.sliding_window")
+    if window and kind == "olmo2":
         raise UnsupportedError(
-            f"gguf: rope scaling `{scaling}` is not read yet",
-            hint="use the safetensors checkpoint that the file was made from",
+            "gguf: `olmo2` with windows, which is OLMo 3, is not read yet", hint=_ELSEWHERE
         )
-    found["rope_parameters"] = rope
+    if window and kind == "phi3":
+        found["sliding_window"] = window
+    if own.rope:
+        heads = found["num_attention_heads"]
+        found["head_dim"] = said.get("attention.key_length", found["hidden_size"] // heads)
+        found["rope_parameters"] = _read_rope(said, own, found["head_dim"])
+    if own.windows:
+        layers = found["num_hidden_layers"]
+        found["layer_types"] = _layer_types(own, layers)
+        wide = layers in _BY_WIDTH[kind]
+        divisor = found["hidden_size"] // heads if wide else found["head_dim"]
+        found["query_pre_attn_scalar"] = divisor
     if freqs is not None:
         _llama3(found, freqs)
     if kind == "qwen3_moe":
         found |= {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    if kind == "gpt_neox":
+        found["use_parallel_residual"] = bool(said.get("use_parallel_residual", True))
+        if tied:
+            raise CheckpointError("gguf: the file has no tensor `output.weight`", hint=_AGAIN)
     for token in ("bos", "eos", "padding"):
         if (number := fields.get(f"tokenizer.ggml.{token}_token_id")) is not None:
             found[f"{'pad' if token == 'padding' else token}_token_id"] = number
     return found
+
+
+_AGAIN = "it is damaged, or made by a tool that left it out: make it again"
+
+
+def _number(own: Row, key: str, value: Any) -> int | float:
+    """Return one of a file's numbers as config.json has it."""
+    if value is None:
+        raise CheckpointError(f"gguf: the file has no `{own.name}.{key}`", hint=_AGAIN)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnsupportedError(
+            f"gguf: `{own.name}.{key}` is no number but {type(value).__name__}: layers that "
+            "differ in it are not read yet",
+            hint=_ELSEWHERE,
+        )
+    # A float32 such as 1e-5 has more digits as a float64 than were meant.
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _read_rope(said: Mapping[str, Any], own: Row, head: int) -> dict[str, Any]:
+    """Return `rope_parameters`.
+
+    said  metadata, the architecture's without its name
+    head  values of a head
+    """
+    rope: dict[str, Any] = {"rope_type": "default"}
+    rope["rope_theta"] = float(said.get("rope.freq_base", _THETA))
+    turned = int(said.get("rope.dimension_count", head))
+    if own.partial:
+        rope["partial_rotary_factor"] = turned / head
+    elif turned != head:
+        raise UnsupportedError(
+            f"gguf: `{own.name}` that rotates {turned} of a head's {head} values is not read yet",
+            hint=_ELSEWHERE,
+        )
+    scaling = said.get("rope.scaling.type", "none")
+    if scaling == "linear":
+        factor = _number(own, "rope.scaling.factor", said.get("rope.scaling.factor"))
+        rope |= {"rope_type": "linear", "factor": float(factor)}
+    elif scaling != "none":
+        raise UnsupportedError(f"gguf: rope scaling `{scaling}` is not read yet", hint=_ELSEWHERE)
+    if not own.near:
+        return rope
+    near = float(said.get("rope.freq_base_swa", own.near))
+    return {
+        "full_attention": rope,
+        "sliding_attention": {"rope_type": "default", "rope_theta": near},
+    }
 
 
 def _llama3(config: dict[str, Any], freqs: list[float]) -> None:
@@ -368,27 +436,17 @@ def _llama3(config: dict[str, Any], freqs: list[float]) -> None:
     near = zip(meant, freqs, strict=False)
     if len(meant) != len(freqs) or any(abs(a - b) > 1e-4 * b for a, b in near):
         raise UnsupportedError(
-            "gguf: the factors in `rope_freqs.weight` are not those of Llama 3",
-            hint="use the safetensors checkpoint that the file was made from",
+            "gguf: the factors in `rope_freqs.weight` are not those of Llama 3", hint=_ELSEWHERE
         )
 
 
-def row_order(rows: int, heads: int, *, back: bool = False) -> list[int]:
-    """Return, for each row of q or k in a GGUF file of `llama`, its row in the checkpoint.
-
-    back  the other way: for each row of the checkpoint, its row in the file
-    """
+def row_order(rows: int, heads: int) -> list[int]:
+    """Return, for each row of q or k in a GGUF file of `llama`, its row in the checkpoint."""
     size = rows // heads
     half = size // 2
-    order = [
+    return [
         head * size + part * half + index
         for head in range(heads)
         for index in range(half)
         for part in range(2)
     ]
-    if not back:
-        return order
-    inverse = [0] * rows
-    for place_, row in enumerate(order):
-        inverse[row] = place_
-    return inverse

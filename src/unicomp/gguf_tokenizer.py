@@ -9,7 +9,8 @@ A name under which one token differs is not written.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,26 @@ def describe(tokenizer: Any, folder: Path, vocab: int) -> Words:
     if isinstance(tokenizer.chat_template, str):
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     return Words(fields, tuple(notes))
+
+
+_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+"""Tokens that llama.cpp looks up, and ends without, in a file whose name says Phi 3."""
+
+
+def file_name(name: str, tokens: Collection[str]) -> tuple[str, str | None]:
+    """Return `general.name` for a model, and what the reader must hear where it is not `name`.
+
+    llama.cpp knows what strips spaces in Phi 3 by `phi-3` or `phi3` in that name alone, and ends
+    with an exception where one of its tokens is not there.
+    """
+    missing = [token for token in _PHI3 if token not in tokens]
+    plain = re.sub(r"phi-?3", "phi 3", name, flags=re.IGNORECASE)
+    if plain == name or not missing:
+        return name, None
+    return plain, (
+        f"the file names the model `{plain}`: of one that is named Phi-3 llama.cpp wants the "
+        f"tokens {', '.join(f'`{token}`' for token in missing)}, which this one has not"
+    )
 
 
 def _merges(data: Mapping[str, Any]) -> list[Any]:

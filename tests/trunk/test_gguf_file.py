@@ -1,7 +1,8 @@
 """GGUF files as models: ours, and those that gguf-py quantized."""
 
 import ctypes
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from unicomp import blocks, builtin, gguf_file, gguf_model
+from unicomp.checkpoint import Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.hub import resolve
 from unicomp.kernels import load as dense_load
@@ -19,6 +21,10 @@ from unicomp.kernels import packed_model
 from unicomp.recipes.publish.export import export
 
 IDS = torch.arange(20, 44)[None]
+# Linears of layers by their names in transformers: experts have no `.weight` there.
+LINEAR = re.compile(
+    r"_proj(\.weight)?$|\.c_(attn|proj|fc)\.weight$|query_key_value\.weight$|\.dense\w*\.weight$"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,38 +42,74 @@ def rounded(kind: str, rows: blocks.Floats) -> blocks.Floats:
     return blocks.dequantize(*blocks.nearest(kind, rows))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
+def size_of(arch: str) -> dict[str, Any]:
+    """Return what of a tiny model is set so that blocks fit and llama.cpp computes the same."""
+    if arch == "gpt2":
+        return {"n_embd": 64, "n_inner": 96}
+    size: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    return size | {
+        "qwen2": {"use_sliding_window": False},
+        "qwen3_moe": {"mlp_only_layers": [], "moe_intermediate_size": 96},
+        "phi3": {"sliding_window": None, "partial_rotary_factor": 0.5},
+        "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8},
+        "gemma3_text": {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "num_hidden_layers": 6,
+            "layer_types": kinds,
+        },
+    }.get(arch, {})
+
+
+# Not mistral: a file says `llama` of both, and within the context both compute the same.
+ARCHITECTURES = (
+    "llama qwen2 qwen3 mixtral qwen3_moe olmo2 phi3 gemma2 gemma3_text gpt2 gpt_neox".split()
+)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", [None, "q8_0", "q4_0"])
 def test_a_file_of_ours_is_the_model_again(
     arch: str, kind: str | None, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    size: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "use_sliding_window": False}
-    if not arch.startswith("qwen2"):
-        del size["use_sliding_window"]
-    if arch == "qwen3_moe":
-        size |= {"mlp_only_layers": [], "moe_intermediate_size": 96}
-    folder = tiny_model(arch, dtype=torch.float16, **size)
+    folder = tiny_model(arch, dtype=torch.float16, **size_of(arch))
     path = tmp_path / "model.gguf"
     export(str(folder), "gguf", path, kind=kind)
     source = resolve(str(path))
     assert source.id == "model.gguf"
-    found, meant = (dense_load.load(own).state_dict() for own in (source.folder, folder))
+    again, model = (dense_load.load(own) for own in (source.folder, folder))
+    found, meant = again.state_dict(), model.state_dict()
     assert list(found) == list(meant)
+    exact = dict(found)
     for name, weight in meant.items():
         expected = weight.numpy()
-        if kind is not None and "_proj" in name and expected.ndim > 1:
-            rows = expected.reshape(-1, expected.shape[-1])
-            expected = rounded(kind.upper(), rows).reshape(expected.shape)
-            if "experts" in name:  # transformers multiplies these out in the scale's own dtype
+        if kind is not None and LINEAR.search(name):
+            turned = expected.T if arch == "gpt2" else expected
+            rows = turned.reshape(-1, turned.shape[-1])
+            expected = rounded(kind.upper(), rows).reshape(turned.shape)
+            expected = expected.T if arch == "gpt2" else expected
+            exact[name] = torch.from_numpy(expected.copy())
+            if "experts" in name or arch == "gpt2":  # made dense in the scale's own dtype
                 expected = expected.astype(np.float16)
-        assert np.array_equal(found[name].numpy(), expected), name
-    assert not torch.equal(logits(source.folder), logits(folder).roll(1, -1))
+        own = found[name].numpy()
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            assert np.abs(own - expected).max() < 1e-7, name  # 1 was added, and taken off
+        else:
+            assert np.array_equal(own, expected), name
+    with torch.no_grad():  # the same weights: what is left is what config.json says
+        model.load_state_dict(found)
+        assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert resolve(str(path)).folder == source.folder
-    if kind is not None and arch == "llama":
-        model = packed_model.load(path, compute="exact", dtype=torch.float32)
-        assert packed_model.loaded(model).packed == 21
+    if kind is not None:
+        packed = packed_model.load(path, compute="exact", dtype=torch.float32)
+        stored = Checkpoint.open(source.folder).tensors
+        count = sum(name.endswith("weight_packed") for name in stored)
+        assert packed_model.loaded(packed).packed == count > 0
         with torch.no_grad():
-            assert float((model(IDS).logits - logits(source.folder)).abs().max()) < 1e-3
+            model.load_state_dict(exact)
+            assert float((packed(IDS).logits - model(IDS).logits).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("model", ["tinyworld", "stories260K"])
@@ -141,16 +183,29 @@ def llama_cpp_quantizes(kind: str, values: blocks.Floats) -> tuple[blocks.Bytes,
 
 
 def rewritten(
-    source: Path, out: Path, change: Callable[[str, Any], tuple[Any, str] | None]
+    source: Path,
+    out: Path,
+    change: Callable[[str, Any], tuple[Any, str] | None] = lambda name, data: None,
+    fields: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a GGUF file again, with other data and another type where `change` returns them."""
+    """Write a GGUF file again, with other data and another type where `change` returns them.
+
+    fields  metadata that change; None: left out
+    """
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, "llama")
+    fields = fields or {}
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            kind = field.types[0]
-            sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), kind, sub_type=sub)
+        if name.startswith("GGUF.") or name in ("general.architecture", *fields):
+            continue
+        kind = field.types[0]
+        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=sub)
+    for name, value in fields.items():
+        if value is not None:
+            kind = gguf.GGUFValueType.get_type(value)
+            sub = gguf.GGUFValueType.INT32 if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kind, sub_type=sub)
     for tensor in reader.tensors:
         other = change(tensor.name, tensor.data)
         if other is None:
@@ -198,7 +253,7 @@ def test_every_type_of_llama_cpp_is_read_as_it_reads_it(
         found = weights[module].numpy()
         rows = theirs if kind in gguf_file.BITS else theirs.astype(np.float16).astype(np.float32)
         if ".attn_q." in name or ".attn_k." in name:
-            rows = rows[gguf_model.row_order(len(rows), len(rows) // 64, back=True)]
+            rows = rows[np.argsort(gguf_model.row_order(len(rows), len(rows) // 64))]
         assert np.array_equal(found, rows), (kind, name)
         assert not np.array_equal(found, rows[::-1]), kind
 
@@ -216,6 +271,61 @@ def test_a_type_that_nobody_reads_is_named(tiny_model: Callable[..., Path], tmp_
     with pytest.raises(UnsupportedError, match=r"`model\.layers\.1.*up_proj.*type Q1_0") as caught:
         resolve(str(tmp_path / "theirs.gguf"))
     assert "safetensors" in str(caught.value.hint)
+
+
+NUMBERS = [
+    (arch, f"{gguf_model.ROWS[arch].name}.{key}")
+    for arch in ARCHITECTURES
+    for key in gguf_model.ROWS[arch].numbers
+    if key not in ("vocab_size", "attention.head_count_kv", "expert_count")
+]
+
+
+@pytest.mark.parametrize(("arch", "key"), NUMBERS)
+def test_metadata_that_are_not_there_are_named(
+    arch: str, key: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_model(arch, dtype=torch.float16, **size_of(arch))
+    export(str(folder), "gguf", tmp_path / "whole.gguf")
+    rewritten(tmp_path / "whole.gguf", tmp_path / "part.gguf", fields={key: None})
+    with pytest.raises(CheckpointError, match=f"the file has no `{re.escape(key)}`") as caught:
+        resolve(str(tmp_path / "part.gguf"))
+    assert "make it again" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields", "why"),
+    [
+        ("llama", {"llama.rope.dimension_count": 8}, "rotates 8 of a head's 16 values"),
+        ("llama", {"llama.rope.scaling.type": "yarn"}, "rope scaling `yarn` is not read yet"),
+        ("gemma3_text", {"gemma3.attention.head_count_kv": [2] * 6}, "is no number but list"),
+        ("olmo2", {"olmo2.attention.sliding_window": 8}, "OLMo 3, is not read yet"),
+        ("qwen2", {"qwen2.expert_count": 4}, "architecture `qwen2` with experts"),
+    ],
+)
+def test_what_no_config_says_is_refused(
+    arch: str,
+    fields: dict[str, Any],
+    why: str,
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = tiny_model(arch, dtype=torch.float16, **size_of(arch))
+    export(str(folder), "gguf", tmp_path / "whole.gguf")
+    rewritten(tmp_path / "whole.gguf", tmp_path / "other.gguf", fields=fields)
+    with pytest.raises(UnsupportedError, match=why):
+        resolve(str(tmp_path / "other.gguf"))
+
+
+def test_a_model_without_its_own_head_is_no_gpt_neox(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_model("gpt_neox", dtype=torch.float16)
+    export(str(folder), "gguf", tmp_path / "whole.gguf")
+    fields = {n: f.contents() for n, f in gguf.GGUFReader(tmp_path / "whole.gguf").fields.items()}
+    assert gguf_model.config(fields, False, None)["model_type"] == "gpt_neox"
+    with pytest.raises(CheckpointError, match=r"no tensor `output\.weight`"):
+        gguf_model.config(fields, True, None)
 
 
 def test_what_is_no_gguf_is_refused(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

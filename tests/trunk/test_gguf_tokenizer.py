@@ -51,3 +51,13 @@ def test_a_way_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UnsupportedError, match="its normalizer Lowercase"):
         gguf_tokenizer.describe(text.tokenizer(folder), folder, 300)
+
+
+def test_a_name_of_phi_3_stays_where_its_tokens_are() -> None:
+    tokens = ["</s>", "<unk>", "<s>", "<|endoftext|>"]
+    assert gguf_tokenizer.file_name("Phi-3-mini", tokens) == ("Phi-3-mini", None)
+    assert gguf_tokenizer.file_name("other", []) == ("other", None)
+    name, note = gguf_tokenizer.file_name("my-Phi3-mini", tokens[:3])
+    assert name == "my-phi 3-mini"
+    assert "`<|endoftext|>`" in str(note)
+    assert "`<s>`" not in str(note)
