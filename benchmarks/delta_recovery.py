@@ -34,7 +34,8 @@ from unicomp.kernels.delta_folder import Totals
 from unicomp.kernels.deltas import load_deltas
 from unicomp.kernels.load import load
 from unicomp.recipes.delta.plan import plan_delta
-from unicomp.recipes.delta.run import compress, restore
+from unicomp.recipes.delta.restore import restore
+from unicomp.recipes.delta.run import compress
 from unicomp.recipes.layers.plan import plan
 from unicomp.recipes.layers.run import run
 from unicomp.recipes.load import from_options

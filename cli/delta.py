@@ -8,19 +8,10 @@ import typer
 
 from unicomp import size
 from unicomp.cli import method_options, show
-from unicomp.cli.options import (
-    MODEL,
-    Device,
-    DryRun,
-    Json,
-    MaxMemory,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-)
+from unicomp.cli.options import MODEL, Json, Overwrite, Quiet
 from unicomp.cli.plan import unnumbered
-from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.cli.work import Work, resumable, takes_work
+from unicomp.errors import UnicompError
 
 if TYPE_CHECKING:
     from unicomp.kernels.delta_folder import DeltaManifest, Stored
@@ -30,7 +21,6 @@ if TYPE_CHECKING:
 VERB = "delta"
 METHOD = method_options.of_verb(VERB)
 CALIBRATION = method_options.of_class(method_options.ROOT / "recipes/schema.py", "Calibration")
-INTERRUPTED = 130
 
 app = typer.Typer(help="Keep a fine-tune as a small delta over its base.", no_args_is_help=True)
 
@@ -61,20 +51,12 @@ Method = Annotated[
 
 
 @app.command("compress")
-@method_options.accept(
-    [*METHOD, *(own for own in CALIBRATION if own.name != "seed")], before="max_memory"
-)
+@takes_work
+@method_options.accept([*METHOD, *(own for own in CALIBRATION if own.name != "seed")])
 def compress(
     tuned: Tuned,
-    out: Out = None,
+    work: Work,
     method: Method = "dqrelo-plus",
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Write what a fine-tune adds to its base, as bits and factors of low rank.
@@ -86,12 +68,9 @@ def compress(
 
     Example: unicomp delta compress builtin:tinyworld-pirate --base builtin:tinyworld --out out/d
     """
-    if out is None and not dry_run:
-        raise UnicompError("`--out` is missing", hint="give `--out DIR`, or `--dry-run`")
+    work.check()
     if options["base"] is None:
         raise UnicompError("`--base` is missing", hint="name the model that was fine-tuned")
-    if device != "cpu":
-        raise UnsupportedError(f"cannot compute on device `{device}`", hint="use `--device cpu`")
     from unicomp.recipes.load import from_options
 
     recipe = from_options(
@@ -101,51 +80,27 @@ def compress(
         model=tuned,
         calibration=method_options.given(CALIBRATION, options | {"seed": None}) or None,
     )
-    out = None if dry_run else out
-    carry_out(
-        recipe,
-        tuned,
-        None,
-        out,
-        max_memory=max_memory,
-        overwrite=overwrite,
-        resume=resume,
-        json=json,
-    )
+    carry_out(recipe, tuned, None, work)
 
 
 def carry_out(
     recipe: "Recipe",
     tuned: str | None,
     text: str | None,
-    out: Path | None,
-    *,
-    max_memory: int | None = None,
-    overwrite: bool = False,
-    json: bool,
-    resume: bool = True,
+    work: Work,
 ) -> None:
-    """Carry out a recipe of one `delta` stage, or only show its plan where there is no `out`.
-
-    Raises typer.Exit with 130 if the user interrupts it.
-    """
+    """Carry out a recipe of one `delta` stage, or only show its plan where there is no folder."""
     from unicomp.recipes.delta.plan import plan_recipe
     from unicomp.recipes.delta.run import compress
 
-    plan = plan_recipe(recipe, model=tuned, text=text, max_memory=max_memory)
+    plan = plan_recipe(recipe, model=tuned, text=text, max_memory=work.max_memory)
+    out = work.folder
     if out is None:
-        _show_plan(plan, json)
+        _show_plan(plan, work.json)
         return
-    try:
-        with show.progress() as progress:
-            made = compress(plan, out, overwrite=overwrite, resume=resume, progress=progress)
-    except KeyboardInterrupt:
-        show.error(
-            "interrupted",
-            hint=f"the same command resumes from `{out}.partial`; `--fresh` starts over",
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    if json:
+    with resumable(out) as progress:
+        made = compress(plan, out, overwrite=work.overwrite, resume=work.resume, progress=progress)
+    if work.json:
         show.json(made.to_json() | {"out": str(out)})
     else:
         show.text(str(out))
@@ -167,7 +122,7 @@ def restore(
 
     Example: unicomp delta restore out/d --base builtin:tinyworld --out out/restored
     """
-    from unicomp.recipes.delta.run import restore
+    from unicomp.recipes.delta.restore import restore
 
     with show.progress() as progress:
         restore(delta, base, out, overwrite=overwrite, progress=progress)

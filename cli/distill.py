@@ -5,18 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from unicomp.cli import method_options, stage
-from unicomp.cli.options import (
-    TEXT,
-    Device,
-    DryRun,
-    Json,
-    MaxMemory,
-    Model,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-)
+from unicomp.cli.options import TEXT, Model
+from unicomp.cli.work import Work, takes_work
 
 VERB = "distill"
 
@@ -37,22 +27,14 @@ Data = Annotated[
 OWN = ("teacher", "data")
 
 
-@method_options.accept(
-    [one for one in method_options.of_verb(VERB) if one.name not in OWN], before="max_memory"
-)
+@takes_work
+@method_options.accept([one for one in method_options.of_verb(VERB) if one.name not in OWN])
 def distill(
     model: Model,
     teacher: Teacher,
     data: Data,
-    out: Out = None,
+    work: Work,
     method: Method = "logits",
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
     **words: Any,
 ) -> None:
     """Train a student to answer as its teacher does, after pruning or low-bit quantization.
@@ -65,13 +47,7 @@ def distill(
         VERB,
         method,
         words | {"teacher": teacher, "data": data},
+        work,
         model=model,
-        out=out,
-        max_memory=max_memory,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        json=json,
         calibrated=False,
     )

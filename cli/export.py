@@ -71,6 +71,8 @@ def export(
 
 
 def _show(done: "Exported") -> None:
+    from unicomp.recipes.lint.rules import refused
+
     groups: dict[tuple[str, str, str, str], int] = {}
     for name, verdict in done.verdicts.items():
         key = (unnumbered(name), verdict.stored, verdict.kind, verdict.why or "")
@@ -81,8 +83,5 @@ def _show(done: "Exported") -> None:
     )
     show.text("")
     show.facts([("written", f"{done.path}, {size.show(done.bytes)}")])
-    for loader, why in done.loaders.items():
-        if why:
-            show.text(f"note: {loader} does not load it: {why}")
-    for note in done.notes:
+    for note in (*refused(done.loaders), *done.notes):
         show.text(f"note: {note}")

@@ -62,9 +62,7 @@ def refuse_delta(targets: Sequence[str] | None) -> None:
 
 def of_plan(found: "Plan | Pipeline", targets: Sequence[str], tp: int) -> Verdicts:
     """Ask loaders about what a plan will write."""
-    from unicomp.recipes.lint import output
-
-    return _verdicts(output.of_plan(found), targets, tp)
+    return _verdicts(found.output(), targets, tp)
 
 
 def of_source(source: "Source", targets: Sequence[str], tp: int = 1) -> Verdicts:

@@ -117,12 +117,14 @@ def methods(verb: str, folder: Path = COMPRESS) -> list[str]:
     return sorted(p.stem.replace("_", "-") for p in (folder / verb).glob("[!_]*.py"))
 
 
-def accept(options: Iterable[Option], *, before: str) -> Callable[[Function], Function]:
+def accept(
+    options: Iterable[Option], *, before: str | None = None
+) -> Callable[[Function], Function]:
     """Give a command more options, in place of its `**words`.
 
     An option that the user did not give is None, or empty where it may be given again.
 
-    before  the parameter that they stand before in the help
+    before  the parameter that they stand before in the help; None: they are the last
     """
 
     def decorate(function: Function) -> Function:
@@ -133,7 +135,8 @@ def accept(options: Iterable[Option], *, before: str) -> Callable[[Function], Fu
             if parameter.kind is not parameter.VAR_KEYWORD
             or hints.pop(parameter.name, None) is None
         ]
-        place = next(i for i, p in enumerate(parameters) if p.name == before)
+        names = [parameter.name for parameter in parameters]
+        place = len(names) if before is None else names.index(before)
         for option in options:
             hints[option.name] = _annotation(option)
             parameter = inspect.Parameter(

@@ -16,6 +16,7 @@ from unicomp.cli.options import (
     Target,
     TensorParallel,
 )
+from unicomp.cli.work import Work
 
 if TYPE_CHECKING:
     from unicomp.kernels.packed import Scheme
@@ -51,7 +52,7 @@ def plan(
     loaded, text = read(recipe, overrides=set_ or [])
     if loaded.stages[0].verb == delta.VERB:
         lint.refuse_delta(target)
-        delta.carry_out(loaded, model, None, None, max_memory=max_memory, json=json)
+        delta.carry_out(loaded, model, None, Work(max_memory=max_memory, json=json))
         return
     found = make(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
     show_plan(found, json, target or [], tp)
@@ -71,10 +72,10 @@ def show_plan(
     from unicomp.recipes.cut.plan import CutPlan
     from unicomp.recipes.distill.plan import DistillPlan
     from unicomp.recipes.layers.plan import Plan
-    from unicomp.recipes.stage.planned import figures
+    from unicomp.recipes.lint.rules import refused
 
     if json and isinstance(found, Plan):
-        show.json(figures(found) | told, {"tensors": found.rows()})
+        show.json(found.figures() | told, {"tensors": found.rows()})
         return
     if json:
         show.json(found.to_json() | told)
@@ -97,6 +98,9 @@ def show_plan(
         )
     if said is not None:
         said.show()
+        return
+    for sentence in refused(found.loaders()):
+        show.text(f"note: {sentence}")
 
 
 def _show_pass(found: "Plan") -> None:

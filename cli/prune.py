@@ -3,17 +3,8 @@
 from typing import Annotated, Any
 
 from unicomp.cli import method_options, stage
-from unicomp.cli.options import (
-    Device,
-    DryRun,
-    Json,
-    MaxMemory,
-    Model,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-)
+from unicomp.cli.options import Model
+from unicomp.cli.work import Work, takes_work
 
 VERB = "prune"
 
@@ -28,18 +19,12 @@ Method = Annotated[
 ]
 
 
-@method_options.accept(stage.options(VERB), before="max_memory")
+@takes_work
+@method_options.accept(stage.options(VERB))
 def prune(
     model: Model,
-    out: Out = None,
+    work: Work,
     method: Method = "sparsegpt",
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
     **words: Any,
 ) -> None:
     """Make weights zero, where shapes, bytes and speed stay; or make the model's shapes smaller.
@@ -51,12 +36,6 @@ def prune(
         VERB,
         method,
         words,
+        work,
         model=model,
-        out=out,
-        max_memory=max_memory,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        json=json,
     )

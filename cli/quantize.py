@@ -5,17 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from unicomp.cli import method_options, stage
-from unicomp.cli.options import (
-    Device,
-    DryRun,
-    Json,
-    MaxMemory,
-    Model,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-)
+from unicomp.cli.options import Model
+from unicomp.cli.work import Work, takes_work
 
 VERB = "quantize"
 
@@ -49,20 +40,14 @@ Target = Annotated[
 ]
 
 
+@takes_work
 @method_options.accept(stage.options(VERB), before="format")
 def quantize(
     model: Model,
-    out: Out = None,
+    work: Work,
     method: Method = "gptq",
     format: Format = None,
     target: Target = None,
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
     **words: Any,
 ) -> None:
     """Quantize the linear layers of a model and write a checkpoint that transformers loads.
@@ -74,14 +59,8 @@ def quantize(
         VERB,
         method,
         words,
+        work,
         model=model,
-        out=out,
-        max_memory=max_memory,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        json=json,
         format=format,
         target=target or None,
     )

@@ -8,116 +8,68 @@ import typer
 
 from unicomp import processes, size
 from unicomp.cli import delta, lint, shape, show, training
-from unicomp.cli.options import (
-    Device,
-    DryRun,
-    Json,
-    MaxMemory,
-    Out,
-    Overwrite,
-    Quiet,
-    RecipeModel,
-    RecipeName,
-    Resume,
-    Set,
-)
+from unicomp.cli.options import RecipeModel, RecipeName, Set
 from unicomp.cli.plan import show_plan
 from unicomp.cli.score import ENDS, show_report
-from unicomp.errors import UnsupportedError
+from unicomp.cli.work import Work, resumable, takes_work
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest, Module
     from unicomp.recipes.layers.plan import Plan
     from unicomp.recipes.pipeline.plan import Pipeline
 
-INTERRUPTED = 130
 BEGAN = time.monotonic()  # the command line is read before anything else is imported
 
 
+@takes_work
 def run(
     recipe: RecipeName,
+    work: Work,
     model: RecipeModel = None,
-    out: Out = None,
     set_: Set = None,
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Carry out a recipe: compress, pack and write a checkpoint that transformers loads.
 
     Example: unicomp run quickstart builtin:tinyworld --out out/tinyworld-w4
     """
-    require(out, device, dry_run)
+    work.check()
     from unicomp.recipes.load import read
     from unicomp.recipes.pipeline.plan import plan
 
     loaded, text = read(recipe, overrides=set_ or [])
+    written = None if set_ else text
     if loaded.stages[0].verb == delta.VERB:
-        written, folder = None if set_ else text, None if dry_run else out
-        delta.carry_out(
-            loaded,
-            model,
-            written,
-            folder,
-            max_memory=max_memory,
-            overwrite=overwrite,
-            resume=resume,
-            json=json,
-        )
-        return
-    found = plan(loaded, model=model, text=None if set_ else text, max_memory=max_memory)
-    if out is None or dry_run:
-        show_plan(found, json)
+        delta.carry_out(loaded, model, written, work)
     else:
-        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)
+        carry_out(plan(loaded, model=model, text=written, max_memory=work.max_memory), work)
 
 
-def require(out: Path | None, device: str, dry_run: bool) -> None:
-    """Refuse, before anything is imported, a command line that cannot be carried out."""
-    if out is None and not dry_run:
-        raise typer.BadParameter("missing; give DIR, or `--dry-run`", param_hint="'--out'")
-    if device != "cpu":
-        raise UnsupportedError(f"cannot compute on device `{device}`", hint="use `--device cpu`")
-
-
-def carry_out(
-    found: "Plan | Pipeline", out: Path, *, overwrite: bool, resume: bool, json: bool
-) -> None:
-    """Run a plan, show how it goes, and write what came of it to stdout.
-
-    Raises typer.Exit with 130 if the user interrupts it.
-    """
+def carry_out(found: "Plan | Pipeline", work: Work) -> None:
+    """Run a plan, show how it goes, and write what came of it to stdout; or only show the plan."""
+    out = work.folder
+    if out is None:
+        show_plan(found, work.json)
+        return
     from unicomp.recipes.pipeline.run import run as start
 
-    try:
-        with show.progress() as progress:
-            made = start(
-                found,
-                out,
-                overwrite=overwrite,
-                resume=resume,
-                progress=progress,
-                began=BEGAN,
-            )
-    except KeyboardInterrupt:
-        show.error(
-            "interrupted",
-            hint=f"the same command resumes from `{out}.partial`; `--fresh` starts over",
+    with resumable(out) as progress:
+        made = start(
+            found,
+            out,
+            overwrite=work.overwrite,
+            resume=work.resume,
+            progress=progress,
+            began=BEGAN,
         )
-        raise typer.Exit(INTERRUPTED) from None
     if not processes.first():
         return
-    if json:
+    if work.json:
         show.json(made.to_json())
     else:
         _show(made, out)
     if found.recipe.target:
         _ask_again(found, out)
-    if code := _decided(out, json):
+    if code := _decided(out, work.json):
         raise typer.Exit(code)
 
 

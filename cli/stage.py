@@ -13,8 +13,8 @@ import typer
 
 from unicomp import hashing
 from unicomp.cli import method_options
-from unicomp.cli.plan import show_plan
-from unicomp.cli.run import carry_out, require
+from unicomp.cli.run import carry_out
+from unicomp.cli.work import Work
 
 CALIBRATION = method_options.of_class(method_options.ROOT / "recipes/schema.py", "Calibration")
 
@@ -45,15 +45,9 @@ def run_stage(
     verb: str,
     method: str,
     words: Mapping[str, Any],
+    work: Work,
     *,
     model: str,
-    out: Path | None,
-    max_memory: int | None,
-    device: str,
-    resume: bool,
-    overwrite: bool,
-    dry_run: bool,
-    json: bool,
     calibrated: bool = True,
     **head: Any,
 ) -> None:
@@ -63,8 +57,8 @@ def run_stage(
     calibrated  some of them are of the calibration text; else all are the method's
     head        what else the recipe says, as `format`
     """
-    require(out, device, dry_run)
-    if not dry_run:
+    work.check()
+    if not work.dry_run:
         hashing.begin(Path(model).glob("*.safetensors"))
     from unicomp.recipes.load import from_options
     from unicomp.recipes.pipeline.plan import plan
@@ -77,8 +71,4 @@ def run_stage(
         calibration=(method_options.given(CALIBRATION, words) if calibrated else None) or None,
         **head,
     )
-    found = plan(recipe, max_memory=max_memory)
-    if out is None or dry_run:
-        show_plan(found, json)
-    else:
-        carry_out(found, out, overwrite=overwrite, resume=resume, json=json)
+    carry_out(plan(recipe, max_memory=work.max_memory), work)

@@ -36,10 +36,6 @@ class FolderExport(Export):
     def config(self, kept: Sequence[Codes], dense: Sequence[str]) -> dict[str, Any]:
         """Return the value of `quantization_config`; `dense` are all other linear modules."""
 
-    @abstractmethod
-    def loaders(self) -> Mapping[str, str | None]:
-        """Return stock loader -> why it does not take the file; None: it does."""
-
     def extra_files(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return further files, name to text."""
         return {}
@@ -64,7 +60,7 @@ class FormatExport(FolderExport):
             Wish(one.module, one.shape, one.scheme, one.transposed, one.expert) for one in weights
         ]
         settled = formats.find(self.name).settle(wishes, ["transformers"])
-        self.format, self._loaders = settled.format, settled.loaders
+        self.format = settled.format
         self.schemes = {}
         stored = self.format.scale_dtype(self.dtype_name())
         found = {}
@@ -101,10 +97,6 @@ class FormatExport(FolderExport):
     def config(self, kept: Sequence[Codes], dense: Sequence[str]) -> dict[str, Any]:
         """Return the `quantization_config`."""
         return self.format.config({one.module: self.schemes[one.module] for one in kept}, dense)
-
-    def loaders(self) -> Mapping[str, str | None]:
-        """Return what the format's rules say of each loader."""
-        return self._loaders
 
     def extra_files(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return further files of the format."""

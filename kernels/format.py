@@ -47,14 +47,12 @@ class Settled:
     why      module -> reason, where the scheme is not the one asked for, or stored unusually
     stacked  `<path>.experts` of layers whose dense experts loaders want as two 3-D tensors under
              the names of the transformers model, `gate_up_proj` and `down_proj`
-    loaders  `transformers` and `vllm` -> why it does not take the file, None: it does
     """
 
     format: "Format"
     schemes: Mapping[str, Scheme | None]
     why: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
-    loaders: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Format(ABC):

@@ -12,7 +12,7 @@ from unicomp.evaluate.page import plots, training
 from unicomp.evaluate.page.sheet import Markup, badge, figure, markup, number, page, span, table
 from unicomp.evaluate.scores import Report, Score
 from unicomp.evaluate.verdicts.change import change
-from unicomp.evaluate.verdicts.gates import matches
+from unicomp.evaluate.verdicts.gates import OUTCOMES, matches
 from unicomp.manifest import Stage
 
 ABOUT = {
@@ -44,7 +44,6 @@ FIRST = {
 """A score of each axis, to be seen first; all of them, because none stands for another."""
 FRONTS = 4  # plots of size against quality, at most
 KINDS = {"choices": "calibration/ece", "tokens": "calibration/token_ece"}
-OUTCOMES = ("fail", "inconclusive", "pass", "not applied")
 FLIPS = {
     "safety/harmful_flips": "Refused by the baseline, not by the model",
     "safety/benign_flips": "Helped with by the baseline, refused by the model",

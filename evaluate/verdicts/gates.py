@@ -12,16 +12,18 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from unicomp import suggest
 from unicomp.evaluate.scores import Interval, Report, Score
 from unicomp.evaluate.statistics import estimates, proportions
 from unicomp.evaluate.statistics.proportions import Pairs
 
-Outcome = Literal["pass", "fail", "inconclusive", "not applied"]
+Outcome = Literal["fail", "inconclusive", "pass", "not applied"]
 Policy = Literal["skip", "inconclusive", "fail"]
 
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""The worst first, as pages and cards show them."""
 POLICY: Policy = "inconclusive"
 """What a score that cannot be measured counts as, unless the gate says otherwise."""
 SKIPPED = re.compile(r"efficiency/(energy|co2)\w*")

@@ -6,7 +6,7 @@ scales of their own do not fit: no code would say what they said, so they are re
 whose rows four do not divide stays dense.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,3 @@ class BitNet(FolderExport):
             "use_rms_norm": False,
             "modules_to_not_convert": list(dense),
         }
-
-    def loaders(self) -> Mapping[str, str | None]:
-        """Return which stock loaders take the file."""
-        return {"transformers": None, "vllm": "it has no quantization method `bitnet`"}

@@ -65,6 +65,7 @@ class CompressedTensors(Format):
         """Decide each linear's storage; the rules are the loaders', see the module's docstring."""
         settling = _Settling(frozenset(loaders) or frozenset({"transformers"}))
         settling.schemes = {wish.module: wish.scheme for wish in wishes}
+        settling.vllm_refuses(wishes)
         settling.conv1d([wish for wish in wishes if wish.transposed])
         settling.experts([wish for wish in wishes if wish.expert])
         plain = [wish for wish in wishes if not wish.transposed and not wish.expert]
@@ -76,8 +77,7 @@ class CompressedTensors(Format):
             tallest=max((wish.shape[1] for wish in wishes if wish.transposed), default=0),
             dequantize=settling.dequantize,
         )
-        loaders = {"transformers": settling.unloaded, "vllm": settling.vllm_refuses(wishes)}
-        return Settled(own, settling.schemes, settling.why, tuple(settling.stacked), loaders)
+        return Settled(own, settling.schemes, settling.why, tuple(settling.stacked))
 
     def reading(self, config: Mapping[str, Any]) -> Self:
         """Return the instance for a file; blocks down the rows are what only Conv1D has."""
@@ -247,7 +247,6 @@ class _Settling:
     block: set[str] = field(default_factory=set)
     stacked: list[str] = field(default_factory=list)
     dequantize: bool = False
-    unloaded: str | None = None
 
     @property
     def vllm(self) -> bool:
@@ -275,6 +274,12 @@ class _Settling:
             if scheme is not None:
                 weights[scheme] += wish.shape[0] * wish.shape[1]
         return max(weights, key=weights.__getitem__) if weights else None
+
+    def vllm_refuses(self, wishes: Iterable[Wish]) -> None:
+        """Leave dense what vLLM takes in no writing."""
+        for fact in (facts.VLLM_HALF_WORDS, facts.VLLM_ZERO_POINTS) if self.vllm else ():
+            wrong = [w for w in self.wanted(wishes) if fact.wrong(w.shape, self._scheme(w))]
+            self.keep(wrong, f"vLLM: {fact.why}")
 
     def conv1d(self, wishes: list[Wish]) -> None:
         """Conv1D loads in transformers only dequantized at load, and then with one scheme."""
@@ -317,8 +322,6 @@ class _Settling:
         elif ragged:
             self._as_blocks(packed, None)  # all experts alike, though some are even
             self._as_blocks(ragged, f"{self._undivided(ragged[0])}: a shorter last group")
-        if self.stacked and not self.transformers:
-            self.unloaded = facts.TRANSFORMERS_PLAIN_EXPERTS.why
         if not self.transformers or not any(self.schemes.values()):
             self.stacked = []
 
@@ -366,26 +369,7 @@ class _Settling:
             self._per_channel([wish], f"{self._undivided(wish)}: per channel")
         if self.transformers:
             self._one_scheme(wanted, "linears with packed zero points")
-        elif mixed:
-            self.unloaded = facts.TRANSFORMERS_ONE_SCHEME.why
         self.dequantize = not mixed or self.transformers
-
-    def vllm_refuses(self, wishes: Sequence[Wish]) -> str | None:
-        """Say why vLLM does not take the file, by what its code (0.33) reads; it was not run."""
-        kept = self.wanted(wishes)
-        if any(wish.transposed for wish in kept):
-            return facts.VLLM_CONV1D.why
-        if self.block:
-            return facts.VLLM_BLOCKS.why
-        for fact in (facts.VLLM_HALF_WORDS, facts.VLLM_ZERO_POINTS):
-            if any(fact.wrong(wish.shape, self._scheme(wish)) for wish in kept):
-                return fact.why
-        if self.stacked:
-            return facts.VLLM_STACKED.why
-        for members in self._neighbours(wishes):
-            if len({self.schemes[wish.module] for wish in members}) > 1:
-                return facts.VLLM_NEIGHBOURS.why
-        return None
 
     def _neighbours(self, wishes: Iterable[Wish]) -> list[list[Wish]]:
         """Return the linears that vLLM holds as one, in lists."""

@@ -68,10 +68,7 @@ class Gptq(Format):
                 why[wish.module] = reason
         kept = [scheme for scheme in schemes.values() if scheme is not None]
         v2 = any(not scheme.symmetric or scheme.bits == 3 for scheme in kept)
-        told = (_vllm_refuses((0, 0), scheme) for scheme in dict.fromkeys(kept))
-        # transformers: with gptqmodel installed
-        takes = {"transformers": None, "vllm": next((why for why in told if why), None)}
-        return Settled(replace(self, v2=v2), schemes, why, loaders=takes)
+        return Settled(replace(self, v2=v2), schemes, why)
 
     def reading(self, config: Mapping[str, Any]) -> Self:
         """Return the instance for a file, by its `checkpoint_format`."""

@@ -8,7 +8,6 @@ heads, experts or layers stay, the calibration text decides.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,13 @@ from unicomp.compress.search import TOKENS
 from unicomp.errors import UnicompError
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource
-from unicomp.models import Linear, Model, context_length, describe
+from unicomp.models import Linear, context_length, describe
 from unicomp.recipes.layers import timing
-from unicomp.recipes.layers.forecast import BATCH_TOKENS, CUTTING, LIVE_ACTIVATIONS, decline, most
-from unicomp.recipes.schema import Recipe, Stage
+from unicomp.recipes.layers.forecast import BATCH_TOKENS, CUTTING, LIVE_ACTIVATIONS
+from unicomp.recipes.lint.output import Output
+from unicomp.recipes.schema import Recipe
 from unicomp.recipes.stage import throughput
-from unicomp.recipes.stage.planned import figures
+from unicomp.recipes.stage.planned import Planned, decline, most
 from unicomp.writer import Meta
 
 
@@ -42,51 +42,20 @@ class CutFate:
     why: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class CutPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutPlan(Planned):
     """What a stage of structured pruning will do.
 
     sizes       of the model that is made
     candidates  the first of the shapes that meet the goal, `sizes` first
     fates       of the source's tensors, in its order; of layers that go, some stand for others
-    batch       calibration windows computed together
-    memory      part -> bytes at the moment of the greatest need
-    times       part -> seconds; their sum is the forecast
     """
 
-    recipe: Recipe
-    text: str
-    stage: Stage
     method: CutMethod
-    source: Source
-    dense: DenseSource
-    checkpoint: Checkpoint
-    model: Model
     axes: Axes
     sizes: Shape
     candidates: tuple[Shape, ...]
     fates: tuple[CutFate, ...]
-    batch: int
-    memory: Mapping[str, int]
-    disk_bytes: int
-    times: Mapping[str, float]
-    basis: str
-    notes: tuple[str, ...]
-
-    @property
-    def loaders(self) -> dict[str, str | None]:
-        """Loader -> why it does not take the output; None: it does."""
-        return {"transformers": None, "vllm": None}
-
-    @property
-    def schemes(self) -> dict[str, Any]:
-        """Nothing is quantized."""
-        return {}
-
-    @property
-    def stages(self) -> list[Stage]:
-        """What is carried out."""
-        return [self.stage]
 
     @property
     def params_in(self) -> int:
@@ -109,21 +78,6 @@ class CutPlan:
         return self.axes.nbytes(self.sizes)
 
     @property
-    def peak_host_bytes(self) -> int:
-        """The forecast of the process's greatest resident size."""
-        return sum(self.memory.values())
-
-    @property
-    def most_host_bytes(self) -> int:
-        """The forecast and its allowance: what `max_memory` has to have room for."""
-        return most(self.memory)
-
-    @property
-    def seconds(self) -> float:
-        """The forecast of the time."""
-        return sum(self.times.values())
-
-    @property
     def sha256(self) -> str:
         """Hash of what will be done."""
         content = {"recipe": self.recipe.to_dict(), "tensors": self.to_json()["tensors"]}
@@ -136,10 +90,15 @@ class CutPlan:
         config = self.axes.rewritten(self.sizes, kept)
         return DenseSource(self.checkpoint, config, metas, (), {})
 
+    def output(self) -> Output:
+        """Return what a loader will find."""
+        left = self.result()
+        return Output(left.config, left.tensors)
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return {
-            **figures(self),
+            **self.figures(),
             "params_in": self.params_in,
             "shape": {"before": self.axes.sizes.to_json(), "after": self.sizes.to_json()},
             "candidates": [describe_shape(self.axes, shape) for shape in self.candidates],

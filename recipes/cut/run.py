@@ -33,18 +33,18 @@ from unicomp.recipes.cut.plan import CutPlan
 from unicomp.recipes.stage.journal import Journal
 from unicomp.recipes.stage.prepare import (
     CalibrationWindows,
+    begin,
     check_values,
     check_whole,
     copy_tensor,
     fingerprint,
     learn,
     read_calibration,
-    working_folder,
     workplace,
     write_beside,
 )
 from unicomp.recipes.stage.progress import Progress, Show
-from unicomp.writer import Writer, check_target
+from unicomp.writer import Writer
 
 
 @dataclass(slots=True)
@@ -87,10 +87,7 @@ def run_cut(
 
     Raises UnicompError for whatever the user can mend.
     """
-    check_target(out, overwrite=overwrite)
-    folder = working_folder(out)
-    for note in plan.notes:
-        progress(Progress("prepare", 0, 0, "plan", note=note))
+    folder = begin(out, plan.notes, overwrite=overwrite, progress=progress)
     progress(Progress("prepare", 0, 0, "hashing the source"))
     hashes = plan.checkpoint.sha256()
     calibration = read_calibration(plan)

@@ -18,10 +18,12 @@ from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.hub import Source, resolve
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.inventory import take
-from unicomp.models import Model, context_length, describe
+from unicomp.models import context_length, describe
 from unicomp.recipes.layers.forecast import IMPORTS, LIVE_ACTIVATIONS, hidden_size
-from unicomp.recipes.schema import SEQ_LEN, Recipe, Stage
+from unicomp.recipes.lint.output import Output, of_checkpoint
+from unicomp.recipes.schema import SEQ_LEN, Recipe
 from unicomp.recipes.stage import throughput
+from unicomp.recipes.stage.planned import Planned
 from unicomp.writer import Meta
 
 HELD, TRAINED = 4, 16  # bytes of a parameter in float32; with its gradient and two moments
@@ -30,51 +32,20 @@ FORWARD, BACKWARD = 2, 4  # operations a parameter and token
 BEFORE_STEPS = 3  # checkpoints, of 12 bytes a parameter: two, and one that is being written
 
 
-@dataclass(frozen=True, slots=True)
-class DistillPlan:
-    """What a stage of distillation will do.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillPlan(Planned):
+    """What a stage of distillation will do; the source is the student.
 
-    source, dense  the student
-    teacher        where the teacher comes from
-    seq_len        tokens of a window
-    memory         part -> bytes at the moment of the greatest need
-    steps          None: as many as the text or the time gives
+    method   what nobody chose settled by the student
+    teacher  where the teacher comes from
+    seq_len  tokens of a window
+    steps    None: as many as the text or the time gives
     """
 
-    recipe: Recipe
-    text: str
-    stage: Stage
     method: DistillMethod
-    source: Source
-    dense: DenseSource
-    checkpoint: Checkpoint
-    model: Model
     teacher: Source
     seq_len: int
-    memory: Mapping[str, int]
     steps: int | None
-    seconds: float
-    basis: str
-    notes: tuple[str, ...]
-
-    @property
-    def loaders(self) -> dict[str, str | None]:
-        """Loader -> why it does not take the output: as it was with the source."""
-        return {"transformers": None}
-
-    @property
-    def schemes(self) -> dict[str, Any]:
-        """Module -> how it is quantized: as in the source."""
-        return {
-            weight.name.removesuffix(".weight"): weight.scheme
-            for weight in take(self.checkpoint).weights
-            if weight.scheme is not None
-        }
-
-    @property
-    def stages(self) -> list[Stage]:
-        """What is carried out."""
-        return [self.stage]
 
     @property
     def params(self) -> int:
@@ -92,19 +63,9 @@ class DistillPlan:
         return self.bytes_in
 
     @property
-    def peak_host_bytes(self) -> int:
-        """The forecast of the process's greatest resident size."""
-        return sum(self.memory.values())
-
-    @property
-    def disk_bytes(self) -> int:
-        """Most that the run takes on disk."""
-        return self.bytes_out + BEFORE_STEPS * 12 * trained(self.method, self.dense)
-
-    @property
-    def batch(self) -> int:
-        """Windows computed together."""
-        return self.method.micro_batch
+    def most_host_bytes(self) -> int:
+        """The forecast: its parts have their allowance."""
+        return self.peak_host_bytes
 
     @property
     def sha256(self) -> str:
@@ -122,30 +83,21 @@ class DistillPlan:
             Meta(info.name, info.dtype, info.shape) for info in self.checkpoint.tensors.values()
         ]
 
+    def output(self) -> Output:
+        """Return what a loader will find: training leaves names, shapes and the layout of scales.
+
+        Of a student that an earlier pass makes, that pass knows it.
+        """
+        return of_checkpoint(self.checkpoint)
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return {
-            "schema": "unicomp.plan/1",
-            "source": {"id": self.source.id, "revision": self.source.revision},
-            "architecture": self.model.type,
-            "stages": [{"verb": self.stage.verb, "method": self.stage.method}],
+            **self.figures(),
             "teacher": {"id": self.teacher.id, "revision": self.teacher.revision},
-            "format": self.recipe.format,
-            "params": self.params,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "bits_per_weight": 8 * self.bytes_out / self.params,
-            "peak_host_bytes": self.peak_host_bytes,
-            "memory": dict(self.memory),
-            "peak_gpu_bytes": None,
-            "disk_bytes": self.disk_bytes,
             "steps": self.steps,
             "batch": self.method.batch,
             "seq_len": self.seq_len,
-            "seconds": self.seconds,
-            "basis": self.basis,
-            "loaders": self.loaders,
-            "notes": list(self.notes),
             "tensors": [
                 {"name": info.name, "shape": list(info.shape), "bytes_out": info.nbytes}
                 for info in self.checkpoint.tensors.values()
@@ -204,7 +156,7 @@ def plan_distill(
             hint="lower `micro_batch` or `seq_len`, or store the teacher with `cache_teacher`",
         )
     steps, seconds, basis = _time(method, params, taught, seq_len)
-    model = describe(dense.config, dense.tensors)
+    stored = sum(info.nbytes for info in checkpoint.tensors.values())
     return DistillPlan(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
@@ -213,12 +165,14 @@ def plan_distill(
         source=source,
         dense=dense,
         checkpoint=checkpoint,
-        model=model,
+        model=describe(dense.config, dense.tensors),
         teacher=teacher,
         seq_len=seq_len,
+        batch=method.micro_batch,
         memory=memory,
+        disk_bytes=stored + BEFORE_STEPS * 12 * trained(method, dense),
         steps=steps,
-        seconds=seconds,
+        times={"training": seconds},
         basis=basis,
         notes=(),
     )

@@ -60,16 +60,16 @@ from unicomp.recipes.distill.plan import DistillPlan
 from unicomp.recipes.stage.journal import FOLDER as JOURNAL
 from unicomp.recipes.stage.journal import Journal
 from unicomp.recipes.stage.prepare import (
+    begin,
     check_values,
     check_whole,
     fingerprint,
-    working_folder,
     workplace,
     write_beside,
 )
 from unicomp.recipes.stage.progress import Progress, Show
 from unicomp.text import Text
-from unicomp.writer import Writer, check_target, copy_file, write_file
+from unicomp.writer import Writer, copy_file, write_file
 
 HELD_SHARE, HELD_MOST = 10, 64  # one window of ten is held out, at most so many
 PLOT = "loss.svg"
@@ -115,8 +115,7 @@ def run_distill(
     nothing is then left behind.
     """
     check_launch()
-    check_target(out, overwrite=overwrite)
-    folder = working_folder(out)
+    folder = begin(out, plan.notes, overwrite=overwrite, progress=progress)
     progress(Progress("prepare", 0, 0, "hashing the student and the teacher"))
     hashes = plan.checkpoint.sha256()
     taught = Checkpoint.open(plan.teacher.folder).sha256()

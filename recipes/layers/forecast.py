@@ -14,12 +14,13 @@ import torch
 from unicomp.checkpoint import DTYPES
 from unicomp.compress.counted import compared, moment_bytes
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
-from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.errors import UnsupportedError
 from unicomp.evaluate.windows.cut import LONGEST
 from unicomp.evaluate.windows.stream import LOGITS
 from unicomp.kernels.dense import DenseSource
 from unicomp.models import Layer, Linear, Model, context_length
 from unicomp.recipes.schema import Recipe
+from unicomp.recipes.stage.planned import decline, most
 
 # Resident bytes of a process that has imported torch, transformers and accelerate and has read a
 # tokenizer and made a model without weights: 440 to 458 MiB in four runs on a model of 300 million
@@ -29,11 +30,6 @@ LIBRARIES = 448 << 20
 CUTTING = LIBRARIES + (96 << 20)
 # The same with room for what other runs hold and nobody has counted.
 IMPORTS = LIBRARIES + (192 << 20)
-# What a limit has to leave above the forecast, as a share of it. Freed memory is kept until a layer
-# is done and comes to lie in pieces: peaks of equal layers of one run differed by 8 %, those of one
-# command by 37 %. Of the cases in benchmarks/results/memory_forecast.json the forecast is 0.85 of
-# the peak at the least.
-ALLOWANCE = 0.25
 # Bytes that are hashed, and those whose values are checked, at once, before the work.
 HASHED, CHECKED = 1 << 24, 1 << 26
 # Tokens computed together where memory allows: enough for matrix products at full speed.
@@ -90,11 +86,6 @@ def hidden_size(config: Mapping[str, Any]) -> int:
         if isinstance(config.get(key), int):
             return int(config[key])
     raise UnsupportedError("config.json has no `hidden_size`", hint="is it the model's own config?")
-
-
-def most(parts: Mapping[str, int]) -> int:
-    """Return what a run is not to exceed: the forecast and its allowance, in bytes."""
-    return int(sum(parts.values()) * (1 + ALLOWANCE))
 
 
 def memory(
@@ -185,21 +176,6 @@ def memory(
             return Memory(found, batch, moments, held)
     decline(forecast(*options[-1]), limit)
     raise AssertionError("declined")
-
-
-def decline(
-    parts: Mapping[str, int],
-    limit: int | None,
-    instead: str = "a shorter `seq_len`",
-) -> None:
-    """Raise UnicompError where the forecast with its allowance is over what the user allows."""
-    needed = most(parts)
-    if limit is not None and needed > limit:
-        raise UnicompError(
-            f"--max-memory {limit} bytes is too small: the least that this run needs is "
-            f"{needed} bytes",
-            hint=f"give at least {-(-needed // (1 << 20))}MiB, or {instead}",
-        )
 
 
 def _layer_bytes(layer: Layer, half: bool) -> int:

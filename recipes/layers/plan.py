@@ -9,7 +9,7 @@ sum of named parts; time from counted operations and rates measured on this mach
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,67 +28,44 @@ from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import Scheme
 from unicomp.models import Layer, Linear, Model, context_length, describe
 from unicomp.recipes.layers import timing
-from unicomp.recipes.layers.forecast import hidden_bytes, hidden_size, memory, most
+from unicomp.recipes.layers.forecast import hidden_bytes, hidden_size, memory
+from unicomp.recipes.lint.output import Output
+from unicomp.recipes.lint.rules import refusals
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.recipes.stage import throughput
-from unicomp.recipes.stage.planned import Fate, figures
+from unicomp.recipes.stage.planned import Fate, Planned
 from unicomp.writer import Meta
 
 # Axes whose scores need a text that no recipe names yet; only the builtin models bring one.
 READING = ("accuracy", "fidelity", "calibration", "safety")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Planned):
     """What a run will do; `to_json` is what the user sees of it.
 
-    text            recipe text as written, or as its defaults and overrides make it
-    stage           what is carried out
     pruning         a stage that is carried out in the same pass, before it
     fates           name -> what becomes of it, for every tensor, in the order of the output
     schemes         module -> scheme, for every linear that is quantized
     stacked         layers whose dense experts are written as two 3-D tensors
-    loaders         loader -> why it does not take the output, None: it does
-    batch           calibration windows computed together
     moment_bytes    most memory that one pass's statistics may take
     held            what is kept of a layer stays in memory
     half            linears multiply in bfloat16 while the calibration text runs through them
-    memory          part -> bytes, at the moment of the greatest need; their sum is the forecast
-    disk_bytes      most that the run takes on disk, the output included
-    times           part -> seconds; their sum is the forecast
     scored          axes that the result is scored on, against the source
     held_out        the text to score on, as `unicomp.text.read` takes it; None: there is none
     """
 
-    recipe: Recipe
-    text: str
-    stage: Stage
+    method: LayerMethod
     pruning: Stage | None
-    source: Source
-    dense: DenseSource
-    checkpoint: Checkpoint
-    model: Model
     format: Format
     fates: Mapping[str, Fate]
     schemes: Mapping[str, Scheme]
     stacked: frozenset[int]
-    loaders: Mapping[str, str | None]
-    batch: int
     moment_bytes: int
     held: bool
     half: bool
-    memory: Mapping[str, int]
-    disk_bytes: int
-    times: Mapping[str, float]
-    basis: str
     scored: tuple[str, ...]
     held_out: str | None
-    notes: tuple[str, ...]
-
-    @property
-    def method(self) -> LayerMethod:
-        """The options of the one stage."""
-        return _layer_method(self.stage)
 
     @property
     def stages(self) -> list[Stage]:
@@ -123,33 +100,16 @@ class Plan:
         return sum(torch.Size(fate.shape).numel() for fate in self.fates.values())
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits that the output takes per parameter."""
-        return 8 * self.bytes_out / self.params
-
-    @property
-    def peak_host_bytes(self) -> int:
-        """The forecast of the process's greatest resident size."""
-        return sum(self.memory.values())
-
-    @property
-    def most_host_bytes(self) -> int:
-        """The forecast and its allowance: what `max_memory` has to have room for."""
-        return most(self.memory)
-
-    @property
-    def seconds(self) -> float:
-        """The forecast of the time."""
-        return sum(self.times.values())
-
-    @property
     def sha256(self) -> str:
         """Hash of what will be done: the recipe and every tensor's fate."""
         content = {"recipe": self.recipe.to_dict(), "fates": list(self.rows())}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def layout(self) -> list[Meta]:
-        """Return every tensor of the output, in the order in which shards are filled."""
+    def layout(self, some: Collection[str] | None = None) -> list[Meta]:
+        """Return every tensor of the output, in the order in which shards are filled.
+
+        some  linears to leave the others out of; None: all
+        """
         plain = {canonical: name for name, canonical in self.model.names.items()}
         linears = {linear.module: linear for linear in self.model.linears()}
         stacks: dict[str, list[Meta]] = {}
@@ -159,6 +119,8 @@ class Plan:
                 stacks |= {name: [] for name in experts} | {experts[0]: self._stack(layer)}
         metas: list[Meta] = []
         for fate in self.fates.values():
+            if some is not None and fate.name in linears and fate.name not in some:
+                continue
             if fate.scheme is not None:
                 shape = linears[fate.name].shape
                 metas += self.format.layout(fate.name, shape, fate.scheme, self.dtype)
@@ -204,18 +166,58 @@ class Plan:
         """The dtype in which scales are stored."""
         return self.format.scale_dtype(self.dtype)
 
-    def config(self) -> dict[str, Any]:
-        """Return the output's config.json."""
-        linears = (fate.name for fate in self.fates.values() if fate.role == "linear")
+    def config(self, some: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the output's config.json.
+
+        some  linears to leave the others out of; None: all
+        """
+        linears = [fate.name for fate in self.fates.values() if fate.role == "linear"]
+        if some is not None:
+            linears = [name for name in linears if name in some]
         dense = [*(name for name in linears if name not in self.schemes), "lm_head"]
+        schemes = {name: self.schemes[name] for name in linears if name in self.schemes}
         config = dict(self.dense.config)
-        if self.schemes:
-            config["quantization_config"] = self.format.config(self.schemes, dense)
+        if schemes:
+            config["quantization_config"] = self.format.config(schemes, dense)
         return config
+
+    def output(self, some: Collection[str] | None = None) -> Output:
+        """Return what a loader will find.
+
+        some  linears to leave the others out of; None: all
+        """
+        shapes = {linear.module: linear.shape for linear in self.model.linears()}
+        known = {name: shapes[name] for name in shapes if some is None or name in some}
+        metas = {meta.name: meta for meta in self.layout(some)}
+        return Output(self.config(some), metas, known)
+
+    def loaders(self) -> dict[str, str | None]:
+        """Return stock loader -> why it does not take the output; None: it does.
+
+        Of layers that are alike, and of a layer's experts, one is asked: to ask all of a large
+        model would take longer than the rest of its plan.
+        """
+        some: set[str] = set()
+        layers = set()
+        for layer in self.model.layers:
+            parts: dict[int | None, list[Linear]] = {}
+            for linear in layer.linears():
+                parts.setdefault(linear.expert, []).append(linear)
+            own = {tuple(map(self._alike, linears)): linears for linears in parts.values()}
+            if (key := frozenset(own)) not in layers:
+                layers.add(key)
+                some.update(linear.module for linears in own.values() for linear in linears)
+        return refusals(self.output(some))
+
+    def _alike(self, linear: Linear) -> tuple[object, ...]:
+        """Return what two linears have in common that loaders cannot tell apart but by number."""
+        fate = self.fates[linear.module]
+        leaf = linear.module.rpartition(".")[2]
+        return leaf, fate.shape, fate.scheme, fate.bytes_out, linear.expert is None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
-        return {**figures(self), "tensors": list(self.rows())}
+        return {**self.figures(), "tensors": list(self.rows())}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield what becomes of each tensor, as plain JSON values."""
@@ -312,6 +314,7 @@ def plan_source(
         recipe=recipe,
         text=recipe.dump() if text is None else text,
         stage=stage,
+        method=method,
         pruning=pruning,
         source=source,
         dense=dense,
@@ -319,7 +322,6 @@ def plan_source(
         model=description,
         format=settled.format,
         stacked=_stacked(description, settled),
-        loaders=settled.loaders,
         fates=fates,
         schemes=schemes,
         batch=chosen.batch,
@@ -332,17 +334,7 @@ def plan_source(
         basis=timing.words(times, rates),
         scored=scored,
         held_out=held_out,
-        notes=tuple(
-            [
-                *dense.notes,
-                *_notes(description, method, pruner, recipe, fates, source),
-                *(
-                    f"{name} does not load it: {why}"
-                    for name, why in settled.loaders.items()
-                    if why
-                ),
-            ]
-        ),
+        notes=(*dense.notes, *_notes(description, method, pruner, recipe, fates, source)),
     )
 
 
@@ -398,12 +390,7 @@ def _as_it_is(recipe: Recipe, model: Model) -> Settled:
         if experts is not None and any(one.expert is not None for one in layer.linears())
     )
     schemes: dict[str, Scheme | None] = {linear.module: None for linear in model.linears()}
-    return Settled(
-        format=formats.find(recipe.format),
-        schemes=schemes,
-        stacked=stacked,
-        loaders={"transformers": None, "vllm": None},
-    )
+    return Settled(format=formats.find(recipe.format), schemes=schemes, stacked=stacked)
 
 
 def _nothing(method: LayerMethod, fates: Mapping[str, Fate]) -> UnicompError:

@@ -33,10 +33,12 @@ from unicomp.models import Layer, Linear
 from unicomp.recipes.layers import record
 from unicomp.recipes.layers.forecast import hidden_size
 from unicomp.recipes.layers.plan import Plan
+from unicomp.recipes.lint.rules import refused
 from unicomp.recipes.publish import card
 from unicomp.recipes.stage.journal import Journal
 from unicomp.recipes.stage.prepare import (
     CalibrationWindows,
+    begin,
     check_values,
     check_whole,
     copy_tensor,
@@ -44,12 +46,11 @@ from unicomp.recipes.stage.prepare import (
     learn,
     read_calibration,
     score_output,
-    working_folder,
     workplace,
     write_beside,
 )
 from unicomp.recipes.stage.progress import Progress, Show
-from unicomp.writer import Writer, check_target, write_file
+from unicomp.writer import Writer, write_file
 
 
 @dataclass(slots=True)
@@ -87,10 +88,8 @@ def run(
     Raises UnicompError for whatever the user can mend; what was done so far then stays in
     `<out>.partial`, unless nothing was.
     """
-    check_target(out, overwrite=overwrite)
-    folder = working_folder(out)
-    for note in plan.notes:
-        progress(Progress("prepare", 0, 0, "plan", note=note))
+    notes = [*plan.notes, *refused(plan.loaders())]
+    folder = begin(out, notes, overwrite=overwrite, progress=progress)
     progress(Progress("prepare", 0, 0, "hashing the source and checking its values"))
     with ThreadPoolExecutor(1) as beside:
         hashing = beside.submit(plan.checkpoint.sha256)
@@ -454,6 +453,6 @@ def _finish(work: _Work, hashes: dict[str, str]) -> Manifest:
     name = folder.name.removesuffix(".partial")
     gates = plan.recipe.gates
     report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step, gates)
-    write_file(folder / "README.md", card.write(plan, made, report).encode())
+    write_file(folder / "README.md", card.write(plan.output(), made, report).encode())
     check_whole(folder)
     return made

@@ -1,8 +1,8 @@
 """What a loader will find in an output: its config, and every linear as it is stored.
 
-Made from a plan, before any work, or from a folder that is there: both are a config.json and the
-names, dtypes and shapes of tensors, so that the same rules speak of both. Of a folder, only what is
-16 bytes a linear is read besides: `weight_shape`, and the scale of a ternary weight.
+A plan says what it will write, and a folder is there: both are a config.json and the names, dtypes
+and shapes of tensors, so that the same rules speak of both. Of a folder, only what is 16 bytes a
+linear is read besides: `weight_shape`, and the scale of a ternary weight.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,6 @@ from unicomp.hub import Source
 from unicomp.kernels import format as formats
 from unicomp.kernels.packed import Scheme
 from unicomp.models import ARCHITECTURES
-from unicomp.recipes.cut.plan import CutPlan
-from unicomp.recipes.layers.plan import Plan
-from unicomp.recipes.pipeline.plan import Pipeline
 
 HEADS = ("lm_head", "embed_out")
 # What makes a module's tensors codes: suffix -> the quant_method that writes it.
@@ -189,21 +186,6 @@ class Output:
 def numbered(name: str) -> list[tuple[int, str]]:
     """Return what puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def of_plan(plan: Plan | Pipeline) -> Output:
-    """Return what a plan will write; of several passes, what the last one leaves."""
-    if isinstance(plan, Plan):
-        modules = {linear.module: linear.shape for linear in plan.model.linears()}
-        return Output(plan.config(), {meta.name: meta for meta in plan.layout()}, modules)
-    for one in reversed(plan.passes):
-        if isinstance(one, Plan):
-            return of_plan(one)
-        if isinstance(one, CutPlan):
-            left = one.result()
-            return Output(left.config, left.tensors)
-    # Training leaves names, shapes and scales' layout as they are.
-    return of_checkpoint(plan.passes[0].checkpoint)
 
 
 def of_source(source: Source) -> Output:

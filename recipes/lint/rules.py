@@ -7,7 +7,7 @@ that leaves this release out is refused rather than guessed at.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,22 @@ def check(output: "Output", loaders: Iterable[Loader], tp: int = 1) -> list[Find
                     )
                 )
     return found
+
+
+def refusals(
+    output: "Output", loaders: Sequence[str] = ("transformers", "vllm")
+) -> dict[str, str | None]:
+    """Return loader -> the first reason why it does not take an output; None: it does."""
+    asked = chosen(loaders)
+    found: dict[str, str | None] = {loader.name: None for loader in asked}
+    for one in check(output, asked):
+        found[one.loader] = found[one.loader] or one.why
+    return found
+
+
+def refused(loaders: Mapping[str, str | None]) -> list[str]:
+    """Return a sentence for each loader that does not take an output."""
+    return [f"{name} does not load it: {why}" for name, why in loaders.items() if why]
 
 
 def chosen(targets: Sequence[str]) -> list[Loader]:

@@ -3,7 +3,6 @@
 Of compressed-tensors and BitNet each was tried; of GPTQ, whose loading wants gptqmodel, read.
 """
 
-from unicomp.kernels import loader_facts as facts
 from unicomp.recipes.lint import conditions as when
 from unicomp.recipes.lint.format_rules import (
     CONFIG_DISAGREES,
@@ -76,7 +75,8 @@ TRANSFORMERS = Loader(
         Rule(
             "one-scheme",
             when.mixed_dequantized,
-            facts.TRANSFORMERS_ONE_SCHEME.why,
+            "it makes packed zero points and Conv1D dense at load, and wants one scheme for all "
+            "then: this has another",
             "use one scheme for all",
             CT,
         ),
@@ -97,7 +97,7 @@ TRANSFORMERS = Loader(
         Rule(
             "plain-experts",
             when.plain_experts,
-            facts.TRANSFORMERS_PLAIN_EXPERTS.why,
+            "plain experts beside packed linears are thrown away unless they are stacked",
             "quantize with `target: [transformers]`, which stacks them",
             CT,
         ),

@@ -23,6 +23,12 @@ VLLM = Loader(
     "read, not run",
     (
         Rule(
+            "gguf",
+            when.said(lambda o: o.gguf, "model.gguf"),
+            "it reads no GGUF of its own",
+            "`unicomp export --format compressed-tensors`, or llama.cpp",
+        ),
+        Rule(
             "method",
             when.said(lambda o: o.method is not None and o.method not in METHODS, "quant_method"),
             "it has no such method of quantization in its tree",
@@ -66,7 +72,7 @@ VLLM = Loader(
         Rule(
             "blocks",
             when.each(when.in_blocks),
-            facts.VLLM_BLOCKS.why,
+            "it takes no integer weights in blocks",
             "use a group size that divides, or `target: [vllm]`",
             CT,
         ),
@@ -80,20 +86,21 @@ VLLM = Loader(
         Rule(
             "conv1d",
             when.any_conv1d,
-            facts.VLLM_CONV1D.why,
+            "it takes no packed Conv1D from compressed-tensors",
             "export to gptq",
             CT,
         ),
         Rule(
             "fused-scheme",
             when.unlike_neighbours,
-            facts.VLLM_NEIGHBOURS.why,
+            "it holds q, k and v as one, gate and up, and all experts of a layer: this differs "
+            "from its neighbours",
             "use one scheme for them, or `target: [vllm]`",
         ),
         Rule(
             "stacked-experts",
             when.stacked_experts,
-            facts.VLLM_STACKED.why,
+            "it reads plain experts one by one, not stacked",
             "quantize them too, or use `target: [vllm]`",
             CT,
         ),

@@ -21,10 +21,13 @@ from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.recipes.cut.plan import CutPlan, plan_cut
 from unicomp.recipes.distill.plan import DistillPlan, plan_distill
 from unicomp.recipes.layers import plan as plans
-from unicomp.recipes.layers.forecast import IMPORTS, LIBRARIES, most
+from unicomp.recipes.layers.forecast import IMPORTS, LIBRARIES
 from unicomp.recipes.layers.plan import Plan
+from unicomp.recipes.lint.output import Output
+from unicomp.recipes.lint.rules import chosen, refusals
 from unicomp.recipes.schema import Recipe, Stage
 from unicomp.recipes.stage import throughput
+from unicomp.recipes.stage.planned import most
 
 Pass = Plan | CutPlan | DistillPlan
 SPARE = 1.5  # what models may take in memory to be run side by side, as a share of their tensors
@@ -65,10 +68,19 @@ class Pipeline:
         return self.passes[0].bytes_in
 
     @property
-    def bytes_out(self) -> int:
-        """Bytes of all tensors of the output; training leaves them as they were stored."""
+    def storing(self) -> Pass:
+        """The pass that says how the output is stored; training leaves it as it was."""
         storing = [one for one in self.passes if not isinstance(one, DistillPlan)]
-        return (storing or self.passes)[-1].bytes_out
+        return storing[-1] if storing else self.passes[-1]
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of all tensors of the output."""
+        return self.storing.bytes_out
+
+    def output(self) -> Output:
+        """Return what a loader will find."""
+        return self.storing.output()
 
     @property
     def peak_host_bytes(self) -> int:
@@ -79,13 +91,8 @@ class Pipeline:
     @property
     def most_host_bytes(self) -> int:
         """The same with an allowance: what a limit has to have room for."""
-        return max(
-            most(self.comparison() or {}),
-            *(
-                one.peak_host_bytes if isinstance(one, DistillPlan) else one.most_host_bytes
-                for one in self.passes
-            ),
-        )
+        compared = most(self.comparison() or {})
+        return max(compared, *(one.most_host_bytes for one in self.passes))
 
     def comparison(self) -> dict[str, int] | None:
         """Return what memory it takes to run source and result in turn, for the speed-up.
@@ -112,6 +119,10 @@ class Pipeline:
         size = self.bytes_in + self.bytes_out
         prompt = {"half": 2.0 * PROMPT_TOKENS * size / 2, "memory": float(size * NEW_TOKENS)}
         return (1 + ROUNDS) * found.seconds(prompt)
+
+    def loaders(self) -> dict[str, str | None]:
+        """Return stock loader -> why it does not take the output; None: it does."""
+        return refusals(self.output())
 
     @property
     def disk_bytes(self) -> int:
@@ -168,9 +179,6 @@ def plan(
     Raises RecipeError or UnicompError where a stage cannot be carried out on what the ones before
     it leave, or not within `max_memory`.
     """
-    # Here, not above: the rules look at plans.
-    from unicomp.recipes.lint.rules import chosen
-
     chosen(recipe.target)  # so that a loader without rules is refused now, not after the work
     passes = _passes(recipe)
     if len(passes) == 1 and not isinstance(passes[0][0].options, ALONE):

@@ -198,7 +198,7 @@ def _finish(
 
     gates = plan.recipe.gates
     report = score_output(folder, name, plan.source, plan.scored, plan.held_out, step, gates)
-    text = card.write(plan.passes[-1], whole, report, _gain(plan, folder, progress))
+    text = card.write(plan.output(), whole, report, _gain(plan, folder, progress))
     write_file(folder / "README.md", text.encode())
     check_whole(folder)
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)

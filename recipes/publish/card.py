@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from unicomp.evaluate.cost.gain import Gain
 from unicomp.evaluate.cost.stages import costs
+from unicomp.evaluate.verdicts.gates import OUTCOMES, Outcome
 from unicomp.manifest import CalibrationPart, Manifest, Stage
+from unicomp.recipes.lint.output import Output
+from unicomp.recipes.lint.rules import refusals, refused
 from unicomp.recipes.publish import card_fields
 
 PLAIN = """```python
@@ -31,9 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 ```""",
+    "bitnet": PLAIN,
 }
-
-
 OURS = """```python
 # pip install unicomp
 import unicomp
@@ -42,7 +44,6 @@ from transformers import AutoTokenizer
 model = unicomp.load("PATH_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 ```"""
-BITNET = LOAD["compressed-tensors"].replace(" compressed-tensors", "")
 VLLM = """```sh
 # not run by unicomp's tests: what vLLM's code (0.33) reads was compared, see docs/formats.md
 vllm serve PATH_OR_ID
@@ -53,38 +54,15 @@ llama-cli -m model.gguf -p "Once upon a time"  # not run by unicomp's tests: the
 ```"""
 
 
-class Asked(Protocol):
-    """What a card asks of a recipe."""
-
-    @property
-    def format(self) -> str:
-        """The layout on disk."""
-
-
-class Made(Protocol):
-    """What a card asks of the plan of the last pass."""
-
-    @property
-    def recipe(self) -> Asked:
-        """What was asked."""
-
-    @property
-    def loaders(self) -> Mapping[str, str | None]:
-        """Loader -> why it does not take the output; None: it does."""
-
-    @property
-    def schemes(self) -> Mapping[str, Any]:
-        """Module -> how it is quantized."""
-
-
 def write(
-    plan: Made,
+    output: Output,
     manifest: Manifest,
     report: dict[str, Any] | None = None,
     gain: Gain | None = None,
 ) -> str:
     """Return the text of `README.md` for an output folder.
 
+    output  what a loader finds there
     report  `report.json` as plain values, where the model was scored
     gain    how much faster than its source it runs, where that was measured
     """
@@ -137,11 +115,11 @@ def write(
         lines += [f"- {count} linears: {why}" for why, count in sorted(fallbacks.items())]
         lines += [f"- {note}" for note in manifest.notes]
     lines += ["", "## Load", ""]
-    lines += [f"- {name} does not load it: {why}" for name, why in plan.loaders.items() if why]
-    if plan.loaders.get("transformers") is None:
-        own = {**LOAD, "bitnet": BITNET}
-        lines += [own[plan.recipe.format] if plan.schemes else PLAIN, ""]
-        if "vllm" in plan.loaders and plan.loaders["vllm"] is None:
+    loaders = refusals(output)
+    lines += [f"- {sentence}" for sentence in refused(loaders)]
+    if loaders["transformers"] is None:
+        lines += [PLAIN if output.method is None else LOAD[output.method], ""]
+        if loaders["vllm"] is None:
             lines += ["In vLLM:", "", VLLM, ""]
     else:
         lines += [
@@ -248,29 +226,29 @@ def _scores(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-OUTCOMES = {
+SAID: Mapping[Outcome, str] = {
+    "pass": "passed",
     "fail": "failed",
     "inconclusive": "had too little evidence",
-    "pass": "passed",
     "not applied": "did not apply",
 }
-"""Outcome of a gate -> how a card says it, the worst first."""
+"""Outcome of a gate -> how a card says it."""
 
 
 def _gates(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say of each bound that the model was held against what became of it, the worst first."""
     found = [own["outcome"] for own in verdicts]
-    counts = [f"{found.count(own)} {said}" for own, said in OUTCOMES.items() if own in found]
+    counts = [f"{found.count(own)} {SAID[own]}" for own in OUTCOMES if own in found]
     lines = [
         f"Of {len(found)} bounds {', '.join(counts)}.",
         "",
         "| score | bound | verdict | found | interval | would have seen | why |",
         "|---|---|---|---:|---|---:|---|",
     ]
-    for own in sorted(verdicts, key=lambda verdict: [*OUTCOMES].index(verdict["outcome"])):
+    for own in sorted(verdicts, key=lambda verdict: OUTCOMES.index(verdict["outcome"])):
         bound = f"{own['check'].replace('_', ' ')} {_number(own['limit'])}" if own["check"] else ""
         lines.append(
-            f"| `{own['score']}` | {bound} | {OUTCOMES[own['outcome']]} | {_number(own['value'])} "
+            f"| `{own['score']}` | {bound} | {SAID[own['outcome']]} | {_number(own['value'])} "
             f"| {_span(own['interval'])} | {_number(own['detectable'])} | {own['reason'] or ''} |"
         )
     return lines

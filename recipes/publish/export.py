@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,10 @@ from unicomp.kernels.gguf_writer import Piece
 from unicomp.kernels.packed import PackedTensor
 from unicomp.kernels.stored import Stored
 from unicomp.models import Linear, Model, describe
+from unicomp.recipes.lint.output import Output, of_checkpoint
+from unicomp.recipes.lint.rules import refusals
 from unicomp.recipes.publish import card
+from unicomp.recipes.schema import LOADERS
 from unicomp.writer import Meta, Writer, check_target, copy_file, publish, write_file
 
 Show = Callable[[str, int, int], None]
@@ -250,8 +253,8 @@ def _folder(
     write_file(partial_ / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     made = _manifest(work, target, kind, partial_, metas, time.monotonic() - began)
     manifest.write(partial_, made)
-    made_as = _Made(_Asked(target.name), target.loaders(), modules)
-    write_file(partial_ / "README.md", card.write(made_as, made).encode())
+    output = of_checkpoint(Checkpoint.open(partial_))
+    write_file(partial_ / "README.md", card.write(output, made).encode())
     problems = manifest.verify(partial_)
     if problems:
         raise RuntimeError("the finished folder is not what was made: " + "; ".join(problems))
@@ -262,28 +265,9 @@ def _folder(
         out,
         total,
         work.verdicts,
-        target.loaders(),
+        refusals(output),
         (*work.dense.notes, *_notes(work)) if dense else tuple(_notes(work)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What the card asks."""
-
-    recipe: _Asked
-    loaders: Mapping[str, str | None]
-    modules: Collection[str]
-
-    @property
-    def schemes(self) -> Mapping[str, Any]:
-        """The modules whose codes went over."""
-        return dict.fromkeys(self.modules)
 
 
 def _linears_of(model: Model, tensor: str) -> Iterator[Linear]:
@@ -372,9 +356,13 @@ def _file(work: _Work, target: Export, out: Path, show: Show) -> Exported:
         if ".ffn_" in piece.name or ".attn_" in piece.name:
             kinds[piece.kind] += piece.nbytes
     common = (kinds - Counter({"F32": kinds["F32"]})).most_common(1)[0][0]
+    tokens = words.fields["tokenizer.ggml.tokens"]
+    name, changed_name = gguf_tokenizer.file_name(work.source.id.split("/")[-1], set(tokens))
+    if changed_name is not None:
+        notes.append(changed_name)
     fields |= words.fields | {
         "general.type": "model",
-        "general.name": work.source.id.split("/")[-1],
+        "general.name": name,
         "general.quantized_by": f"unicomp {__version__}",
         "general.file_type": gguf_writer.FILE_TYPES[common],
         "general.quantization_version": 2,
@@ -397,7 +385,7 @@ def _file(work: _Work, target: Export, out: Path, show: Show) -> Exported:
     said = [*notes, *words.notes, *_notes(done)]
     if changed:
         said.append(f"{changed} values of plain tensors were rounded to float16")
-    loaders = {"llama.cpp": None, "transformers": None, "vllm": "it reads no GGUF of its own"}
+    loaders = refusals(Output({"model_type": config["model_type"]}, {}, gguf=True), LOADERS)
     size = out.stat().st_size
     return Exported(work.source, target.name, out, size, verdicts, loaders, tuple(said))
 

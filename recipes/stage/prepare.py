@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,7 +30,8 @@ from unicomp.recipes.schema import Gate
 from unicomp.recipes.stage.journal import FOLDER as JOURNAL
 from unicomp.recipes.stage.journal import Journal
 from unicomp.recipes.stage.planned import Planned
-from unicomp.writer import Writer, copy_file, publish, write_file
+from unicomp.recipes.stage.progress import Progress, Show
+from unicomp.writer import Writer, check_target, copy_file, publish, write_file
 
 PIECE = 1 << 24  # elements of a tensor that stays as it is, copied at once
 
@@ -131,6 +132,17 @@ def score_output(
     report = report.model_copy(update={"gates": verdicts})
     scores.write(folder / "report.json", report)
     return report.to_json()
+
+
+def begin(out: Path, notes: Iterable[str], *, overwrite: bool, progress: Show) -> Path:
+    """Refuse an output that stands in the way, say what the user must know; return where to work.
+
+    Raises UnicompError where `out` exists and is not to be overwritten.
+    """
+    check_target(out, overwrite=overwrite)
+    for note in notes:
+        progress(Progress("prepare", 0, 0, "plan", note=note))
+    return working_folder(out)
 
 
 def make_folder(folder: Path, *, resume: bool) -> bool:

@@ -52,10 +52,14 @@ def test_dry_run_reads_headers_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_to_make_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["delta", "compress", *PAIR]) == 2
+    assert "'--out': missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compress", *PAIR], "error: `--out` is missing"),
         (["compress", PAIR[0], "--out", "d"], "error: `--base` is missing"),
         (["compress", *PAIR, "--out", "d", "--method", "dqrello"], "hint: did you mean `dqrelo`?"),
         (["compress", *PAIR, "--out", "d", "--ratio", "0.01", "--method", "dqrelo"], "the least"),

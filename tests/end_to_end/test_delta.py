@@ -13,7 +13,8 @@ from unicomp import builtin, hub, text
 from unicomp.compress import methods
 from unicomp.kernels.load import load
 from unicomp.recipes.delta.plan import plan_delta
-from unicomp.recipes.delta.run import compress, restore
+from unicomp.recipes.delta.restore import restore
+from unicomp.recipes.delta.run import compress
 
 WINDOW, WINDOWS = 256, 100
 Pair = tuple[str, str, Path]

@@ -302,29 +302,3 @@ def test_names_go_before_patterns_before_classes() -> None:
     groups["a"]["weights"] = {"num_bits": 8, "type": "float"}
     with pytest.raises(UnsupportedError, match="float"):
         layout.scheme(found, "x")
-
-
-def test_which_loaders_take_the_file() -> None:
-    both = {"transformers": None, "vllm": None}
-    assert settle(linears(W4)).loaders == both
-    assert settle(linears(A4)).loaders == both
-    assert settle([*linears(W4), *experts()]).loaders == both
-    mixed = linears(A4, down_proj=Scheme(8, -1))
-    only = settle(mixed, "vllm").loaders
-    assert only["vllm"] is None
-    assert "zero points" in str(only["transformers"])
-    dense = settle([*linears(W4), *experts(None)], "vllm").loaders
-    assert dense["vllm"] is None
-    assert "stacked" in str(dense["transformers"])
-    for wishes, reason in (
-        (mixed, "blocks"),
-        (linears(W4, columns=172), "blocks"),
-        (linears(Scheme(4, 43), columns=172), "words"),
-        (linears(Scheme(8, 32, False)), "4 bits only"),
-        (linears(W4, q_proj=Scheme(8, 32)), "q, k and v"),
-        (conv1d(W4), "Conv1D"),
-        ([*linears(W4), *experts(None)], "stacked"),
-    ):
-        found = settle(wishes).loaders
-        assert found["transformers"] is None
-        assert reason in str(found["vllm"])

@@ -113,9 +113,7 @@ def size_of(arch: str) -> dict[str, Any]:
 def test_llama_cpp_computes_what_transformers_does(
     arch: str, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    # llama.cpp looks for a token `<|endoftext|>` in whatever is named phi3.
-    folder = tmp_path / "tiny"
-    shutil.copytree(tiny_model(arch, dtype=torch.float16, **size_of(arch)), folder)
+    folder = tiny_model(arch, dtype=torch.float16, **size_of(arch))
     path = tmp_path / "model.gguf"
     done = export(str(folder), "gguf", path)
     assert path.stat().st_size == done.bytes
@@ -127,6 +125,23 @@ def test_llama_cpp_computes_what_transformers_does(
     # llama.cpp rounds what F16 weights are multiplied with, and keys and values, to float16.
     assert far(theirs, own) < 0.01 * float(own.max() - own.min())
     assert far(theirs, own.roll(1)) > 1
+
+
+def test_a_name_does_not_make_llama_cpp_end(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of what is named Phi-3 llama.cpp looks up tokens: with that name the file would not load."""
+    folder = tmp_path / "Phi-3-tiny"
+    shutil.copytree(tiny_model("phi3", dtype=torch.float16, **size_of("phi3")), folder)
+    path = tmp_path / "model.gguf"
+    done = export(str(folder), "gguf", path)
+    assert any("`phi 3-tiny`" in note and "`<|endoftext|>`" in note for note in done.notes)
+    llama_cpp(path, [[20, 21]], 1, 2)
+    data = path.read_bytes()
+    assert data.count(b"phi 3-tiny") == 1
+    path.write_bytes(data.replace(b"phi 3-tiny", b"phi-3-tiny"))
+    with pytest.raises(AssertionError):
+        llama_cpp(path, [[20, 21]], 1, 2)
 
 
 def test_llama_cpp_tells_stories(assets: Path, tmp_path: Path) -> None:

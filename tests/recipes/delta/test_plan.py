@@ -15,7 +15,8 @@ from unicomp.compress.method import DeltaMethod
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.kernels.delta_folder import DeltaFolder, DeltaManifest, open_delta
 from unicomp.recipes.delta.plan import plan_delta
-from unicomp.recipes.delta.run import compress, restore
+from unicomp.recipes.delta.restore import restore
+from unicomp.recipes.delta.run import compress
 
 METHODS = methods.methods("delta")
 PIRATE, WORLD = "builtin:tinyworld-pirate", "builtin:tinyworld"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from unicomp.errors import UnicompError
 from unicomp.hub import resolve
-from unicomp.recipes.lint.output import of_plan, of_source
+from unicomp.recipes.lint.output import of_source
 from unicomp.recipes.lint.rules import check, chosen
 from unicomp.recipes.load import from_options, load
 from unicomp.recipes.pipeline.plan import plan
@@ -31,6 +32,10 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral", {"group_size": 8}),
     "plain experts": ("qwen3_moe", {"group_size": 8, "ignore": ["re:.*experts.*"]}),
 }
+
+
+NOTHING = ("Conv1D", "channels of a width that no word divides")
+"""Ways of which vLLM takes no linear."""
 
 
 def loads(folder: Path) -> bool:
@@ -54,13 +59,30 @@ def test_output_without_finding_loads(
     planned = plan(from_options("quantize", "rtn", {"bits": 4} | options, model=model))
     run(planned, tmp_path / "out")
     written = of_source(resolve(str(tmp_path / "out")))
-    assert rules(of_plan(planned), ALL, 2) == rules(written, ALL, 2)
+    assert rules(planned.output(), ALL, 2) == rules(written, ALL, 2)
     for loader in ("vllm", "transformers"):
-        said = planned.loaders[loader]  # type: ignore[union-attr]
+        said = planned.loaders()[loader]  # of layers and experts that are alike one was asked
         whys = [own.why for own in check(written, chosen([loader]))]
         assert said in whys if whys else said is None, (loader, said, whys)
     assert rules(written, ["transformers"]) == []
     assert loads(tmp_path / "out")
+
+
+@pytest.mark.parametrize("loader", ["vllm", "transformers"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_format_settles_what_its_target_takes(
+    way: str, loader: str, tiny_model: Callable[..., Path]
+) -> None:
+    """Formats choose by facts of their own, rules judge: nothing is left to find."""
+    arch, options = WAYS[way]
+    words = {"bits": 4} | options
+    top = {"model": str(tiny_model(arch)), "target": [loader]}
+    if loader == "vllm" and way in NOTHING:
+        with pytest.raises(UnicompError, match="nothing would be quantized"):
+            plan(from_options("quantize", "rtn", words, **top))
+    else:
+        planned = plan(from_options("quantize", "rtn", words, **top))
+        assert planned.loaders()[loader] is None
 
 
 def test_what_is_found_does_not_load(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -96,6 +118,6 @@ def test_plain_outputs_are_judged_too(
     planned = plan(load(text, file="x"), model=str(tiny_model("llama")))
     run(planned, tmp_path / "out")
     written = rules(of_source(resolve(str(tmp_path / "out"))), ALL)
-    assert rules(of_plan(planned), ALL) == written
+    assert rules(planned.output(), ALL) == written
     assert [rule for _, rule, _, _ in written] == ["folder"]
     assert loads(tmp_path / "out")

@@ -336,6 +336,7 @@ TRAPS = [
         lambda: ternary("autobitlinear", 0.02, 16),
         lambda: ternary("autobitlinear", 0.02),
     ),
+    Trap("vllm", "gguf", lambda: replace(made(), gguf=True), made),
     Trap("vllm", "method", lambda: ternary("bitlinear", 50.0), lambda: foreign("awq")),
     Trap("transformers", "method", lambda: foreign("sqznet"), lambda: foreign("awq")),
     # llama.cpp, by what an export becomes.
