@@ -56,6 +56,15 @@ def within(forecast: float, actual: float, share: float) -> bool:
     return abs(forecast - actual) <= share * actual
 
 
+def kept(memory: dict[str, Any], seconds: dict[str, Any]) -> bool:
+    """Tell whether a plan kept its word: both figures near enough, and its limit not passed."""
+    return (
+        within(memory["forecast"], memory["actual"], MEMORY)
+        and within(seconds["forecast"], seconds["actual"], TIME)
+        and memory["most"] >= memory["actual"]
+    )
+
+
 def watch(command: list[str]) -> tuple[float, int]:
     """Run a process; return its seconds and its greatest resident bytes, as the kernel counts."""
     began = time.perf_counter()
@@ -84,16 +93,16 @@ def measure(words: list[str], model: Path, out: Path) -> dict[str, Any]:
     plan = told([*command, "--dry-run"])
     seconds, peak = watch(command)
     stated = json.loads((out / "unicomp.json").read_text())["cost"]
+    memory = {"forecast": plan["peak_host_bytes"], "actual": peak, "parts": plan["memory"]}
+    memory["most"] = plan["most_host_bytes"]
+    time_ = {"forecast": plan["seconds"], "actual": seconds, "parts": plan["times"]}
     return {
         "command": words,
-        "memory": {"forecast": plan["peak_host_bytes"], "actual": peak, "parts": plan["memory"]}
-        | {"most": plan["most_host_bytes"]},
-        "seconds": {"forecast": plan["seconds"], "actual": seconds, "parts": plan["times"]},
+        "memory": memory,
+        "seconds": time_,
         "comparison": plan.get("comparison"),
         "stated": stated,
-        "good": within(plan["peak_host_bytes"], peak, MEMORY)
-        and within(plan["seconds"], seconds, TIME)
-        and plan["most_host_bytes"] >= peak,
+        "good": kept(memory, time_),
     }
 
 
