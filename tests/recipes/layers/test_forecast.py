@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unicomp import manifest
-from unicomp.recipes.layers.forecast import most
+from unicomp.recipes.stage.planned import most
 
 STORED = Path(__file__).parents[3] / "benchmarks/results/memory_forecast.json"
 WORDS = [
