@@ -14,7 +14,7 @@ from unicomp.errors import UnicompError
 
 app = typer.Typer(
     name="bench",
-    help="Measure speed: of a model as it generates, or of single products.",
+    help="Measure the speed of a model, or of single products.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -47,9 +47,10 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put reports side by side: every score, who is best, and the front of size and quality.
+    """Put reports side by side: every score, and which model is best.
 
-    A `*` marks the best value, `**` one whose 95% interval lies beyond all others'.
+    A `*` marks the best value, `**` one whose 95% interval lies beyond all others'. With `--html`
+    the front of size and quality is drawn.
 
     Example: unicomp compare a.json b.json
     """

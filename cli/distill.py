@@ -37,7 +37,7 @@ def distill(
     method: Method = "logits",
     **words: Any,
 ) -> None:
-    """Train a student to answer as its teacher does, after pruning or low-bit quantization.
+    """Train a pruned or quantized model to answer as its teacher does.
 
     What is packed stays packed, and what is zero stays zero. Every option is the key of the same
     name in a recipe. Example: unicomp distill out/quickstart --teacher builtin:tinyworld

@@ -39,7 +39,7 @@ Measure = Annotated[
 
 
 def env(measure: Measure = False, json: Json = False, quiet: Quiet = False) -> None:
-    """Show versions, processor, memory, GPUs and the settings that unicomp heeds.
+    """Show versions, the machine, and the settings that unicomp heeds.
 
     Example: unicomp env --measure
     """

@@ -56,10 +56,12 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the codes of a quantized model in another layout, exactly where it has room for them.
+    """Write the codes of a quantized model in another layout.
 
-    What is stored otherwise is said with its reason; a linear that cannot be stored refuses the
-    whole. Example: unicomp export builtin:tinyworld --format gguf --type q8_0 --out tinyworld.gguf
+    They go over exactly where it has room for them. What is stored otherwise is said with its
+    reason; a linear that cannot be stored refuses the whole.
+
+    Example: unicomp export builtin:tinyworld --format gguf --type q8_0 --out tinyworld.gguf
     """
     from unicomp.recipes.publish.export import export as carry_out
 

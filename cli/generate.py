@@ -81,7 +81,7 @@ def generate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Generate text with a model, plain or quantized, and write it as it comes.
+    """Generate text with a plain or quantized model, as it comes.
 
     Quantized linears run packed, as they lie on disk; see `unicomp bench model`.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def inspect_checkpoint(model: Model, json: Json = False, quiet: Quiet = False) -> None:
-    """Show what a checkpoint holds: architecture, weights by kind, bytes, quantization.
+    """Show what a checkpoint holds: weights by kind, bytes, codes.
 
     Example: unicomp inspect builtin:tinyworld
     """

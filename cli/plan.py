@@ -37,10 +37,10 @@ def plan(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a recipe would do: each tensor's fate, bytes, memory and time. Reads no weights.
+    """Show what a recipe would do, from headers only.
 
-    What the loaders of `--target`, and of the recipe's own `target`, would not take of the output
-    is listed with what to do instead.
+    Each tensor's fate, bytes, memory and time are said. What the loaders of `--target`, and of the
+    recipe's own `target`, would not take of the output is listed with what to do instead.
 
     Example: unicomp plan quickstart builtin:tinyworld --target transformers>=5,llama.cpp
     """

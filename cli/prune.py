@@ -27,9 +27,10 @@ def prune(
     method: Method = "sparsegpt",
     **words: Any,
 ) -> None:
-    """Make weights zero, where shapes, bytes and speed stay; or make the model's shapes smaller.
+    """Make weights zero, or a model's shapes smaller.
 
-    Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
+    Where weights become zero, shapes, bytes and speed stay. Every option is the key of the same
+    name in a recipe; DIR/recipe.yaml has them all. Example:
     unicomp prune builtin:tinyworld --out out/sparse --sparsity 2:4 --calibration builtin:tinyworld
     """
     stage.run_stage(

@@ -37,7 +37,7 @@ def push(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Send a folder that a run made to the Hub: weights, manifest, report and model card.
+    """Send a folder that a run made to the Hub.
 
     A folder that `verify` rejects or whose gates are not passed is refused. The token comes from
     `hf auth login` or HF_TOKEN. The same command goes on where an interrupted one stopped.

@@ -50,7 +50,7 @@ def quantize(
     target: Target = None,
     **words: Any,
 ) -> None:
-    """Quantize the linear layers of a model and write a checkpoint that transformers loads.
+    """Quantize a model's linear layers; transformers loads the result.
 
     Every option is the key of the same name in a recipe; DIR/recipe.yaml has them all. Example:
     unicomp quantize builtin:tinyworld --out out/w4 --calibration builtin:tinyworld

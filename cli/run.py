@@ -28,7 +28,7 @@ def run(
     model: RecipeModel = None,
     set_: Set = None,
 ) -> None:
-    """Carry out a recipe: compress, pack and write a checkpoint that transformers loads.
+    """Carry out a recipe: compress, pack, score, write.
 
     Example: unicomp run quickstart builtin:tinyworld --out out/tinyworld-w4
     """

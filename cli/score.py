@@ -31,7 +31,7 @@ def score(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model: what it predicts and answers, how close it stays to a baseline, its size.
+    """Measure what a model predicts and answers, beside a baseline.
 
     Example: unicomp score builtin:tinyworld-pirate --baseline builtin:tinyworld --suite quick
     """

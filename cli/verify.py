@@ -13,11 +13,11 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that a checkpoint is whole, free of NaN and infinite values, and as its manifest says.
+    """Check that a checkpoint is whole and as its manifest says.
 
-    Every file is hashed and every tensor read. All problems are listed, and the exit code is 1. A
-    folder that `delta compress` made is checked likewise. What a loader of `--target` would not
-    take counts as a problem.
+    Every file is hashed, every tensor read and searched for NaN and infinite values. All problems
+    are listed, and the exit code is 1. A folder that `delta compress` made is checked likewise.
+    What a loader of `--target` would not take counts as a problem.
 
     Example: unicomp verify builtin:tinyworld
     """
