@@ -1,7 +1,9 @@
 """What transformers does not take, or takes wrongly: 5.23 with compressed-tensors 0.20.
 
-Of compressed-tensors and BitNet each was tried; of GPTQ, whose loading wants gptqmodel, read.
+Of compressed-tensors, BitNet and GGUF each was tried; of GPTQ, whose loading wants gptqmodel, read.
 """
+
+from collections.abc import Iterator, Mapping
 
 from unicomp.recipes.lint import conditions as when
 from unicomp.recipes.lint.format_rules import (
@@ -11,6 +13,7 @@ from unicomp.recipes.lint.format_rules import (
     GPTQ_PLANAR,
     GPTQ_UNDIVIDED,
 )
+from unicomp.recipes.lint.output import Output
 from unicomp.recipes.lint.rules import Loader, Rule
 
 BITNET = ("bitnet",)
@@ -20,11 +23,47 @@ METHODS = frozenset(
     "mxfp4 metal sinq gemma".split()
 )
 
+NO_GGUF = ("mixtral", "olmo2", "gpt_neox")
+UNREAD: Mapping[str, Mapping[str, object]] = {
+    "qwen3": {"head_dim": 128},
+    "qwen3_moe": {"moe_intermediate_size": 768, "norm_topk_prob": False},
+    "gemma2": {
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {"query_pre_attn_scalar": 256},
+    "gpt2": {"n_positions": 1024, "n_inner": None},
+}
+"""Model type -> settings that it does not read from a GGUF, and what it takes for them."""
+
+
+def unread(output: Output, _: int) -> Iterator[str]:
+    """Yield the settings of a GGUF's model that transformers takes otherwise than they are."""
+    taken = UNREAD.get(str(output.config.get("model_type")), {}) if output.gguf else {}
+    for name, default in taken.items():
+        meant = 4 * output.config["n_embd"] if name == "n_inner" else default
+        if output.config.get(name) not in (None, meant):
+            yield name
+
+
 TRANSFORMERS = Loader(
     "transformers",
     "5.23",
     "tried with compressed-tensors 0.20",
     (
+        Rule(
+            "gguf-architecture",
+            when.said(lambda o: o.gguf and o.config.get("model_type") in NO_GGUF, "model_type"),
+            "it reads no GGUF of this architecture",
+            "export to compressed-tensors",
+        ),
+        Rule(
+            "gguf-settings",
+            unread,
+            "it takes settings of its own for what it does not read from a GGUF",
+            "export to compressed-tensors",
+        ),
         Rule(
             "method",
             when.said(lambda o: o.method is not None and o.method not in METHODS, "quant_method"),

@@ -385,7 +385,8 @@ def _file(work: _Work, target: Export, out: Path, show: Show) -> Exported:
     said = [*notes, *words.notes, *_notes(done)]
     if changed:
         said.append(f"{changed} values of plain tensors were rounded to float16")
-    loaders = refusals(Output({"model_type": config["model_type"]}, {}, gguf=True), LOADERS)
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    loaders = refusals(Output(plain, {}, gguf=True), LOADERS)
     size = out.stat().st_size
     return Exported(work.source, target.name, out, size, verdicts, loaders, tuple(said))
 

@@ -224,6 +224,38 @@ def test_transformers_reads_the_file(coded_model: Callable[..., Path], tmp_path:
     assert float((found - meant.roll(1, -1)).abs().max()) > 1
 
 
+# What transformers takes for settings that it does not read from a GGUF.
+TAKEN: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 128},
+    "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256},
+    "gemma3_text": {"head_dim": 256, "query_pre_attn_scalar": 256},
+    "gpt2": {"n_positions": 1024, "n_inner": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"), [*((arch, {}) for arch in ARCHITECTURES), *TAKEN.items()]
+)
+def test_transformers_reads_what_is_said_of_it(
+    arch: str, size: dict[str, Any], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_model(arch, dtype=torch.float16, **size_of(arch) | size)
+    said = export(str(folder), "gguf", tmp_path / "model.gguf").loaders["transformers"]
+    assert (said is None) == (arch in "llama mistral qwen2 phi3".split() or bool(size))
+    ids = torch.arange(20, 44)[None]
+    with torch.no_grad():
+        own = dense_load.load(folder)(ids).logits
+        try:
+            theirs = AutoModelForCausalLM.from_pretrained(
+                tmp_path, gguf_file="model.gguf", dtype=torch.float32
+            ).eval()
+        except (ValueError, RuntimeError):
+            assert said is not None
+            return
+        near = float((theirs(ids).logits - own).abs().max()) < 1e-3
+    assert near == (said is None), said
+
+
 def test_llama_cpp_runs_codes_of_every_type(
     coded_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -336,6 +336,18 @@ TRAPS = [
         lambda: ternary("autobitlinear", 0.02, 16),
         lambda: ternary("autobitlinear", 0.02),
     ),
+    Trap(
+        "transformers",
+        "gguf-architecture",
+        lambda: replace(made(config={"model_type": "olmo2"}), gguf=True),
+        lambda: replace(made(config={"model_type": "llama"}), gguf=True),
+    ),
+    Trap(
+        "transformers",
+        "gguf-settings",
+        lambda: replace(made(config={"model_type": "qwen3", "head_dim": 64}), gguf=True),
+        lambda: replace(made(config={"model_type": "qwen3", "head_dim": 128}), gguf=True),
+    ),
     Trap("vllm", "gguf", lambda: replace(made(), gguf=True), made),
     Trap("vllm", "method", lambda: ternary("bitlinear", 50.0), lambda: foreign("awq")),
     Trap("transformers", "method", lambda: foreign("sqznet"), lambda: foreign("awq")),
