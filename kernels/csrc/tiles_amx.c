@@ -40,6 +40,7 @@
 
 /* A register of 16 rows, in the compiler's own terms: the model runs without AVX-512. */
 typedef int32_t words __attribute__((vector_size(64), may_alias));
+typedef uint32_t lanes __attribute__((vector_size(64), may_alias));
 typedef float floats __attribute__((vector_size(64), may_alias));
 typedef uint8_t octets __attribute__((vector_size(64), may_alias));
 
@@ -89,10 +90,10 @@ static WIDE void settle(const struct uc_layout *layout, size_t first, size_t spa
             less = *offsets;
         if (!layout->symmetric)
             *offsets -= less;
-        less *= 0x01010101; /* in each of the four bytes of a lane */
+        const octets bytes = (octets)((lanes)less * 0x01010101u); /* in all four of a lane */
         const octets *end = line + uc_steps_of(layout, first + span, STEP) * (STEP / UC_LANE);
         for (; line < end; line++)
-            *line -= (octets)less;
+            *line -= bytes;
     }
 }
 
