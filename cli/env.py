@@ -22,6 +22,8 @@ SHOWN = (
     ("memory", "elementwise work in memory", 1e9, "GB/s"),
     ("sort", "lesser half of a row found", 1e6, "million/s"),
     ("line", "lesser half of many rows found", 1e6, "million/s"),
+    ("grid", "weights whose scales are found", 1e6, "million/s"),
+    ("rounding", "weights rounded for those before", 1e6, "million/s"),
     ("states", "files written and read again", 1e9, "GB/s"),
     ("hashing", "SHA-256", 1e9, "GB/s"),
     ("disk", "written to disk", 1e9, "GB/s"),

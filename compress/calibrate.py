@@ -133,6 +133,8 @@ class Decoder:
     batch    windows that are computed together
     scratch  folder for what is kept of a layer; None: it is kept in memory
     half     linears multiply in bfloat16
+    between  bytes that may be resident when a pass over the layer begins or ends: where it is more,
+             freed memory is returned, which costs time; None: only after each layer
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Decoder:
         batch: int,
         scratch: Path | None,
         half: bool = False,
+        between: int | None = None,
     ) -> None:
         # Here, not above: plans import this file for its types, and are to be quick and small.
         from accelerate import init_empty_weights
@@ -157,6 +160,7 @@ class Decoder:
         self.batch = batch
         self.scratch = scratch
         self.half = half
+        self.between = between
         self._dtype = torch.bfloat16 if half else torch.float32
         self._kept: dict[str, HiddenStates] = {}
         self._answers: dict[str, HiddenStates] = {}
@@ -305,7 +309,7 @@ class Decoder:
         inputs  inner name of a linear -> where its inputs are written
         returns  crc32 of `after`
         """
-        with contextlib.ExitStack() as stack:
+        with self._pass() as stack:
             for inner, target in inputs.items():
                 put = stack.enter_context(target.filling())
 
@@ -350,7 +354,7 @@ class Decoder:
             else Norms(linears[0].shape[1])
             for linears in shared
         ]
-        with contextlib.ExitStack() as stack:
+        with self._pass() as stack:
             turn = stack.enter_context(self._playing(layer, module, reach))
             put = None
             if first.expert is None and reach % 2:
@@ -388,8 +392,21 @@ class Decoder:
                 turn()
                 yield self.forward(module, layer, batch)
 
-        with self._playing(layer, module, len(layer.steps)) as turn:
+        with self._pass() as stack:
+            turn = stack.enter_context(self._playing(layer, module, len(layer.steps)))
             return after.write(batches(turn))
+
+    @contextlib.contextmanager
+    def _pass(self) -> Iterator[contextlib.ExitStack]:
+        """Keep what is resident before and after a pass below `between`."""
+        self._settle()
+        with contextlib.ExitStack() as stack:
+            yield stack
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.between is not None and machine.resident_bytes() > self.between:
+            machine.return_freed_memory()
 
     @contextlib.contextmanager
     def _playing(self, layer: Layer, module: nn.Module, reach: int) -> Iterator[Callable[[], None]]:

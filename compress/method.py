@@ -300,10 +300,11 @@ class LayerMethod(Method):
                                      bfloat16, and of factors and triangular solves
         memory                       bytes that elementwise work reads and writes
         sort, line                   numbers put in order row by row, and all of a block at once
+        grid, rounding               weights whose scales are searched, and that a walk rounds
 
         Here: two grids, codes of each, and their errors, a temporary a step.
         """
-        return {"memory": 32.0 * 4 * rows * columns}
+        return {"memory": 32.0 * 4 * rows * columns, "grid": float(rows * columns)}
 
 
 class QuantizeMethod(LayerMethod):

@@ -70,13 +70,15 @@ class Gptq(QuantizeMethod):
         return 4 * (8 * chunk + 4 * columns * columns) + 5 * rows * columns
 
     def solve_work(self, rows: int, columns: int) -> dict[str, float]:
-        """Return what `solve` has to do: the factor, the drift, the walk, sweeps, and the report.
+        """Return what `solve` has to do: the factor, the drift, grid and walk, sweeps, the report.
 
         Elementwise work is counted in passes over the weight: 40, and 12 a sweep.
         """
         square = float(rows) * columns**2
         walks = 1 + 2 * self.sweeps
         found = {"factor": columns**3 / 3, "thin": walks * square, "half": 2 * square}
+        found["grid"] = float(rows * columns) if self.scale_search == "mse" else 0.0
+        found["rounding"] = float(rows * columns) * (1 + self.sweeps)
         found["memory"] = (40 + 12 * self.sweeps) * 4.0 * rows * columns
         if self.drift:
             found["factor"] += 2.0 * columns**2 * min(rows, columns)

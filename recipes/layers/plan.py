@@ -50,6 +50,7 @@ class Plan(Planned):
     stacked         layers whose dense experts are written as two 3-D tensors
     moment_bytes    most memory that one pass's statistics may take
     held            what is kept of a layer stays in memory
+    between         bytes that may be resident between two passes over a layer
     half            linears multiply in bfloat16 while the calibration text runs through them
     scored          axes that the result is scored on, against the source
     held_out        the text to score on, as `unicomp.text.read` takes it; None: there is none
@@ -63,6 +64,7 @@ class Plan(Planned):
     stacked: frozenset[int]
     moment_bytes: int
     held: bool
+    between: int
     half: bool
     scored: tuple[str, ...]
     held_out: str | None
@@ -327,6 +329,7 @@ def plan_source(
         batch=chosen.batch,
         moment_bytes=chosen.moment_bytes,
         held=chosen.held,
+        between=chosen.between,
         half=half,
         memory=chosen.parts,
         disk_bytes=out + disk,

@@ -191,6 +191,7 @@ def _layers(work: _Work) -> None:
             batch=plan.batch,
             scratch=None if plan.held else work.journal.folder,
             half=plan.half,
+            between=plan.between,
         )
         if not _recover(work, decoder, done, streams):
             work.show(Progress("prepare", 0, 0, "", note="hidden states are lost: starting over"))

@@ -26,13 +26,15 @@ import torch
 from unicomp import machine
 from unicomp.compress.sparsity import Sparsity, Zeros, keep
 from unicomp.kernels import gram
+from unicomp.kernels.packed import Scheme
 
 NAME = "throughput.json"
 SCHEMA = "unicomp.throughput/1"
 # Seconds that Python and the libraries take to import where nobody has measured them here.
 START = 5.0
 # Of an operation a second of a float32 product, what the other rates came to on an AMD EPYC with
-# AVX-512 BF16, two threads, by `unicomp env --measure`; for a plan on a machine that measured none.
+# AVX-512 BF16, two threads, by `unicomp env --measure` (grid and rounding: on one with AVX2, one
+# thread); for a plan on a machine that measured none.
 BESIDE = {
     "thin": 0.82,
     "half": 2.4,
@@ -41,6 +43,8 @@ BESIDE = {
     "memory": 0.80,
     "sort": 2.1e-4,
     "line": 6.3e-5,
+    "grid": 4.0e-4,
+    "rounding": 2.2e-4,
     "states": 0.018,
     "hashing": 0.0105,
 }
@@ -63,6 +67,8 @@ class Rates:
     memory       bytes a second that elementwise work in float32 reads and writes, as a norm does
     sort         weights a second of which the lesser half of each row is found
     line         of which the lesser half of all is found, which one thread does
+    grid         weights a second for which scales of least squared error are found
+    rounding     of which each is rounded for the errors of those before it in its block
     states       bytes a second that are written to a file, summed up and read again
     hashing      bytes a second of SHA-256, one thread
     disk         bytes a second that are brought to disk; None: not measured
@@ -79,6 +85,8 @@ class Rates:
     memory: float
     sort: float
     line: float
+    grid: float
+    rounding: float
     states: float
     hashing: float
     disk: float | None = None
@@ -147,6 +155,7 @@ def measure(seconds: float = 0.5) -> Rates:
     sort = scores.numel() / _usual(lambda: keep(scores, Sparsity(0.5)), seconds)
     fewer = Zeros(scores.numel() // 2)
     line = scores.numel() / _usual(lambda: keep(scores, fewer), seconds)
+    grid, rounding = _rounding(seconds)
     piece = memoryview(bytearray(1 << 22))
     hashing = len(piece) / _usual(lambda: hashlib.sha256(piece), seconds)
     with tempfile.TemporaryFile(buffering=0) as file:
@@ -169,6 +178,8 @@ def measure(seconds: float = 0.5) -> Rates:
         memory=memory,
         sort=sort,
         line=line,
+        grid=grid,
+        rounding=rounding,
         states=kept,
         hashing=hashing,
         disk=_disk(),
@@ -199,6 +210,8 @@ def _guessed(product: float) -> Rates:
         memory=of("memory"),
         sort=of("sort"),
         line=of("line"),
+        grid=of("grid"),
+        rounding=of("rounding"),
         states=of("states"),
         hashing=of("hashing"),
     )
@@ -214,6 +227,26 @@ def _factor(seconds: float) -> float:
         torch.linalg.solve_triangular(lower, square, upper=False)
 
     return (1 / 3 + 1) * size**3 / _usual(solve, seconds)
+
+
+def _rounding(seconds: float) -> tuple[float, float]:
+    """Return weights a second whose scales are found, and that are rounded one after the other."""
+    # Here, not above: plans import this file, and are to be quick and small.
+    from unicomp.compress import grid
+    from unicomp.compress.babai import Rounding, walk
+
+    scheme = Scheme(bits=4, group_size=128, symmetric=True)
+    weight = torch.rand(1024, 1024) - 0.5
+    cost, dtype = torch.ones(1024), torch.bfloat16
+
+    def search() -> grid.Grid:
+        return grid.search(weight, scheme, "mse", dtype=dtype, importance=cost)
+
+    choice = Rounding(search(), scheme, torch.arange(1024))
+    goal, block = weight.T[:128].contiguous(), weight.T[:128].contiguous()
+    unit = torch.rand(128, 128) / 128
+    found = weight.numel() / _usual(search, seconds)
+    return found, block.numel() / _usual(lambda: walk(goal, block, unit, choice, 0), seconds)
 
 
 def _disk() -> float:

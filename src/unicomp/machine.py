@@ -61,6 +61,12 @@ def peak_rss_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """Return the process's resident size; 0 where the system does not tell: other than Linux."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.is_file() else 0
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to use freed memory again rather than give it back to the system.
 

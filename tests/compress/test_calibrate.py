@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from unicomp import machine
 from unicomp.compress.calibrate import Decoder
 from unicomp.compress.states import HiddenStates
 from unicomp.errors import CheckpointError
@@ -73,6 +74,29 @@ def test_layer_by_layer_equals_the_whole_model(
     got = torch.cat(list(states.batches(5)))
     assert torch.allclose(got, seen[0], rtol=1e-4, atol=1e-4 * seen[0].abs().max().item())
     assert not torch.allclose(got[:, 1:], seen[0][:, :-1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("between", "times"), [(0, 2), (1 << 40, 0), (None, 0)])
+def test_freed_memory_is_returned_where_more_may_not_be_resident(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    between: int | None,
+    times: int,
+) -> None:
+    """Before and after a pass over a layer."""
+    model, decoder = opened(tiny_model("llama"))
+    decoder.between = between
+    ids = torch.randint(4, 60, (2, 8), generator=torch.Generator().manual_seed(3))
+    states = HiddenStates(tmp_path / "0", (2, 8, 64))
+    states.write(decoder.embed(ids))
+    layer = model.layers[0]
+    module = decoder.load(layer)
+    returned: list[int] = []
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(machine, "return_freed_memory", lambda: returned.append(1))
+    decoder.statistics(layer, module, layer.steps[0], states)
+    assert len(returned) == times
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "mixtral"])

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from unicomp import machine
 
 FAULTS = """
 import resource, sys, numpy as np
@@ -27,3 +30,12 @@ def test_freed_memory_is_used_again() -> None:
         return int(done.stdout)
 
     assert faults("keep") * 10 < faults()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_what_is_resident_grows_with_what_is_held() -> None:
+    before = machine.resident_bytes()
+    held = torch.ones(1 << 24)
+    grown = machine.resident_bytes() - before
+    assert 0.9 * held.nbytes < grown < 1.5 * held.nbytes
+    assert machine.resident_bytes() <= machine.peak_rss_bytes()
