@@ -48,7 +48,8 @@ LINE = 64  # bytes of a line, and what panels are a multiple of
 STRETCH = 4  # groups whose scales lie together, before their lines
 DIGITS: dict[Kind, int] = {"int8": 1, "int4": 2, "int2": 4, "trit5": 5, "bit1": 8}
 RADIX: dict[Kind, int] = {"int8": 256, "int4": 16, "int2": 4, "trit5": 3, "bit1": 3}
-# The greatest activation, by kind: plus or minus a digit it still is a byte (csrc/tiles_avx512vnni.c).
+# The greatest activation, by kind: plus or minus a digit it still is a byte
+# (csrc/tiles_avx512vnni.c).
 GREATEST: dict[Kind, int] = {"int8": 127, "int4": 120, "int2": 126, "trit5": 126, "bit1": 126}
 SPAN = 320  # columns whose activations share a scale where weights have one a row: 16 x 20 columns
 

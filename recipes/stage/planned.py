@@ -18,8 +18,8 @@ from unicomp.recipes.lint.rules import refusals
 from unicomp.recipes.schema import Recipe, Stage
 
 # What a limit has to leave above the forecast, as a share of it. Freed memory comes to lie in
-# pieces: peaks of equal layers of one run differed by 8 %, those of one command by 37 %. A pass over
-# layers returns freed memory before it goes past this; cuts and deltas were measured below it.
+# pieces: peaks of equal layers of one run differed by 8 %, those of one command by 37 %. A pass
+# over layers returns freed memory before it goes past this; cuts and deltas were measured below it.
 ALLOWANCE = 0.25
 
 
