@@ -134,46 +134,55 @@ PART void digits_of(enum uc_kind kind, __m256i line, __m256i digits[8]) {
     }
 }
 
-/* sum[t] = the sum of x * u over half a span; of x * (u - 128) for int8. */
-PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, size_t size,
-                  const int8_t *x, const struct uc_tokens *tokens, __m256i *sum) {
+/* sum[h][t] = the sum of x * u over a span for rows 8h..8h+7; of x * (u - 128) for int8. One half of
+ * the rows, or both: they share what activations bring, where registers hold the sums of both. */
+PART void sums_of(enum uc_kind kind, const size_t count, const size_t halves, const uint8_t *lines,
+                  size_t size, const int8_t *x, const struct uc_tokens *tokens,
+                  __m256i sum[2][4]) {
     const size_t turn = uc_digits(kind), most = kind == UC_INT8 ? 1 : kind == UC_INT4 ? 4 : 8;
-    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i ones = _mm256_set1_epi16(1), signs = _mm256_set1_epi8((char)128);
+#pragma GCC unroll 2
+    for (size_t h = 0; h < halves; h++)
 #pragma GCC unroll 4
-    for (size_t t = 0; t < count; t++)
-        sum[t] = _mm256_setzero_si256();
+        for (size_t t = 0; t < count; t++)
+            sum[h][t] = _mm256_setzero_si256();
     while (size) {
         const size_t some = size < most ? size : most;
-        __m256i narrow[4];
+        __m256i narrow[2][4];
+#pragma GCC unroll 2
+        for (size_t h = 0; h < halves; h++)
 #pragma GCC unroll 4
-        for (size_t t = 0; t < count; t++)
-            narrow[t] = _mm256_setzero_si256();
+            for (size_t t = 0; t < count; t++)
+                narrow[h][t] = _mm256_setzero_si256();
         for (size_t line = 0; line < some; line++, lines += UC_LINE) {
+            __m256i digits[2][8];
             fetch(lines + tokens->ahead);
-            const __m256i bytes = _mm256_loadu_si256((const __m256i *)lines);
-            if (kind == UC_INT8) {
-                const __m256i weight = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)128));
-                const __m256i size_of = _mm256_abs_epi8(weight);
-#pragma GCC unroll 4
-                for (size_t t = 0; t < count; t++)
-                    narrow[t] = _mm256_maddubs_epi16(
-                        size_of, _mm256_sign_epi8(four(x + UC_LANE * t), weight));
-            } else {
-                __m256i digits[8];
-                digits_of(kind, bytes, digits);
+#pragma GCC unroll 2
+            for (size_t h = 0; h < halves; h++)
+                digits_of(kind, _mm256_loadu_si256((const __m256i *)lines + h), digits[h]);
 #pragma GCC unroll 8
-                for (size_t i = 0; i < turn; i++)
+            for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
-                    for (size_t t = 0; t < count; t++)
-                        narrow[t] = _mm256_add_epi16(
-                            narrow[t], _mm256_maddubs_epi16(
-                                           digits[i], four(x + UC_LANE * (i * tokens->count + t))));
-            }
+                for (size_t t = 0; t < count; t++) {
+                    const __m256i own = four(x + UC_LANE * (i * tokens->count + t));
+#pragma GCC unroll 2
+                    for (size_t h = 0; h < halves; h++) {
+                        __m256i weight = digits[h][i], by = own;
+                        if (kind == UC_INT8) {
+                            by = _mm256_sign_epi8(own, _mm256_xor_si256(weight, signs));
+                            weight = _mm256_abs_epi8(_mm256_xor_si256(weight, signs));
+                        }
+                        narrow[h][t] =
+                            _mm256_add_epi16(narrow[h][t], _mm256_maddubs_epi16(weight, by));
+                    }
+                }
             x += UC_LANE * turn * tokens->count;
         }
+#pragma GCC unroll 2
+        for (size_t h = 0; h < halves; h++)
 #pragma GCC unroll 4
-        for (size_t t = 0; t < count; t++)
-            sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(narrow[t], ones));
+            for (size_t t = 0; t < count; t++)
+                sum[h][t] = _mm256_add_epi32(sum[h][t], _mm256_madd_epi16(narrow[h][t], ones));
         size -= some;
     }
 }
@@ -181,6 +190,7 @@ PART void sums_of(enum uc_kind kind, const size_t count, const uint8_t *lines, s
 PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *layout,
                const uint8_t *panel, const struct uc_tokens *tokens, size_t first, float *to) {
     const __m256i base = _mm256_set1_epi32(kind == UC_INT8 ? 128 : 0);
+    const size_t halves = count == 1 ? 2 : 1;
     __m256 total[2][4];
 #pragma GCC unroll 4
     for (size_t t = 0; t < count; t++)
@@ -190,10 +200,12 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
         const int8_t *x =
             tokens->codes + span * layout->span_columns * tokens->count + UC_LANE * first;
         fetch(own.scales + tokens->ahead);
+        __m256i sum[2][4];
 #pragma GCC unroll 2
         for (size_t half = 0; half < 2; half++) {
-            __m256i sum[4];
-            sums_of(kind, count, own.lines + half * UC_LINE / 2, own.count, x, tokens, sum);
+            if (half % halves == 0)
+                sums_of(kind, count, halves, own.lines + half * UC_LINE / 2, own.count, x, tokens,
+                        sum + half);
             const __m256 scale = scales_at(layout->scale_dtype, own.scales, half * HALF);
             __m256i offset = layout->symmetric ? _mm256_set1_epi32(uc_offset(kind))
                                                : offsets_at(own.offsets, half * HALF);
@@ -202,7 +214,7 @@ PART void dots(enum uc_kind kind, const size_t count, const struct uc_layout *la
             for (size_t t = 0; t < count; t++) {
                 size_t at = span * tokens->count + first + t;
                 __m256i due = _mm256_mullo_epi32(offset, _mm256_set1_epi32(tokens->owed[at]));
-                __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[t], due));
+                __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[half][t], due));
                 dot = _mm256_mul_ps(_mm256_mul_ps(dot, _mm256_set1_ps(tokens->scales[at])), scale);
                 total[half][t] = _mm256_add_ps(total[half][t], dot);
             }
