@@ -134,8 +134,8 @@ PART void digits_of(enum uc_kind kind, __m256i line, __m256i digits[8]) {
     }
 }
 
-/* sum[h][t] = the sum of x * u over a span for rows 8h..8h+7; of x * (u - 128) for int8. One half of
- * the rows, or both: they share what activations bring, where registers hold the sums of both. */
+/* sum[h][t] = the sum of x * u over a span for rows 8h to 8h + 7; of x * (u - 128) for int8. One
+ * half of the rows, or both: they share what activations bring, where registers hold all sums. */
 PART void sums_of(enum uc_kind kind, const size_t count, const size_t halves, const uint8_t *lines,
                   size_t size, const int8_t *x, const struct uc_tokens *tokens,
                   __m256i sum[2][4]) {
