@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from json import dumps
+from json import JSONEncoder, dumps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def _streamed(rows: Mapping[str, Iterable[Any]]) -> Iterator[str]:
         yield "\n ]" if between == ",\n  " else between.rstrip() + "]"
 
 
-def _line(value: Any) -> str:
-    return dumps(value, ensure_ascii=False, allow_nan=False)
+_line = JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # `dumps` makes one a call
 
 
 def _pieces(value: Any, margin: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -307,6 +308,10 @@ class LayerMethod(Method):
         return {"memory": 32.0 * 4 * rows * columns, "grid": float(rows * columns)}
 
 
+# One object for all that are alike: a model of many experts has ten thousands of linears.
+_scheme = lru_cache(maxsize=64)(Scheme)
+
+
 class QuantizeMethod(LayerMethod):
     """A method of the verb `quantize`: one linear weight in, codes and scales out."""
 
@@ -331,8 +336,8 @@ class QuantizeMethod(LayerMethod):
             return None
         found = next((o for p, o in self.modules.items() if matches(p, module)), None)
         if found is None:
-            return Scheme(self.bits, self.group_size, self.symmetric)
-        return Scheme(
+            return _scheme(self.bits, self.group_size, self.symmetric)
+        return _scheme(
             self.bits if found.bits is None else found.bits,
             self.group_size if found.group_size is None else found.group_size,
             self.symmetric if found.symmetric is None else found.symmetric,

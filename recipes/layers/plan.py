@@ -464,17 +464,11 @@ def _kept(dense: DenseSource, model: Model, name: str) -> Fate:
 
 
 def _wishes(model: Model, method: QuantizeMethod) -> list[Wish]:
-    known: dict[Scheme | None, Scheme | None] = {}  # one object for all that are alike
-
-    def scheme(module: str) -> Scheme | None:
-        found = method.scheme(module)
-        return known.setdefault(found, found)
-
     return [
         Wish(
             linear.module,
             linear.shape,
-            scheme(linear.module),
+            method.scheme(linear.module),
             transposed=linear.transposed,
             expert=linear.expert is not None,
         )
