@@ -45,14 +45,15 @@ def find_weights(folder: Path) -> dict[str, str] | None:
     shards = [name for name in names if SHARD.fullmatch(name)]
     if INDEX in names:
         indexed = _read_index(folder)
-        if SINGLE in names and SINGLE not in indexed.values():
+        named = set(indexed.values())
+        if SINGLE in names and SINGLE not in named:
             raise CheckpointError(
                 f"`{folder}`: holds both `{SINGLE}` and `{INDEX}`, which does not name it",
                 hint="two checkpoints are mixed in one folder: remove the one you do not mean",
             )
-        totals = {match[2] for match in map(SHARD.fullmatch, indexed.values()) if match}
+        totals = {match[2] for match in map(SHARD.fullmatch, named) if match}
         for name in shards:
-            if name not in indexed.values() and name.split("-of-")[1][:5] in totals:
+            if name not in named and name.split("-of-")[1][:5] in totals:
                 raise CheckpointError(
                     f"`{folder}`: shard `{name}` is not named by `{INDEX}`",
                     hint="the index is not of these shards: download it again",
@@ -188,8 +189,11 @@ def _read_index(folder: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"`{path}`: no `weight_map` from tensor to shard", hint=DAMAGED)
+    plain: set[str] = set()  # of ten thousands of tensors each shard is looked at once
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _plain_name(shard):
+        if isinstance(shard, str) and (shard in plain or _plain_name(shard)):
+            plain.add(shard)
+        else:
             raise CheckpointError(
                 f"`{path}`: shard of `{quote(name)}` is not a `.safetensors` file of this folder: "
                 f"`{quote(str(shard))}`",
