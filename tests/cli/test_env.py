@@ -25,6 +25,7 @@ def test_env(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cores" in facts["processor"]
 
 
+@pytest.mark.slow
 def test_env_measured_as_json(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

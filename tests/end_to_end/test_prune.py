@@ -172,6 +172,7 @@ def joint(model: Path, calibration: str, held_out: str, tmp_path: Path) -> None:
         assert {m.bits for m in made.stages[-1].modules.values()} == {4}
 
 
+@pytest.mark.slow
 def test_zeros_and_bits_together_on_tinyworld(tmp_path: Path) -> None:
     held_out = str(builtin.heldout("heldout.txt"))
     joint(builtin.model("tinyworld"), "builtin:tinyworld", held_out, tmp_path)
@@ -193,6 +194,7 @@ def test_stages_that_do_not_go_together(stages: list[str], tiny_model: Callable[
         plan(load(text, file="x"), model=str(tiny_model("llama")))
 
 
+@pytest.mark.slow
 def test_order_on_tinyworld(tmp_path: Path) -> None:
     held_out = str(builtin.heldout("heldout.txt"))
     hold_the_order(builtin.model("tinyworld"), "builtin:tinyworld", held_out, tmp_path)

@@ -174,6 +174,7 @@ def test_network_is_the_model_that_transformers_loads(
     assert abs(network.loss(rows[:, :-1], rows[:, 1:])[0].item() - expected.item()) > 0.05
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_saves_what_loads(
     script: Callable[[str], Any], data: Path, tmp_path: Path
 ) -> None:

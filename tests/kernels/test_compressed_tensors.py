@@ -164,7 +164,7 @@ def test_an_even_model_is_stored_as_asked(loaders: list[str]) -> None:
         (48, 4, [], -1),  # rows end with a word: per channel, which vLLM takes too
         (172, 4, [], 32),  # they do not, so vLLM is lost anyway: a shorter last group
         (172, 8, [], -1),
-        (172, 4, ["vllm"], -1),
+        (176, 4, ["vllm"], -1),
         (172, 4, ["transformers"], 32),
     ],
 )
@@ -179,6 +179,17 @@ def test_a_group_that_does_not_divide(
     assert block is not None
     strategy = block["weights"]["strategy"]
     assert strategy == ("channel" if size == -1 else "block")
+
+
+def test_what_vllm_takes_in_no_writing_stays_dense() -> None:
+    settled = settle(linears(W4, columns=172), "vllm")
+    assert set(settled.schemes.values()) == {None}
+    assert all("32-bit words" in reason for reason in settled.why.values())
+    assert settled.why.keys() == settled.schemes.keys()
+    settled = settle(linears(A4, down_proj=Scheme(8, 32, False)), "vllm")
+    dense = {name for name, scheme in settled.schemes.items() if scheme is None}
+    assert dense == {name for name in settled.schemes if name.endswith("down_proj")}
+    assert "4 bits only" in settled.why["model.layers.0.mlp.down_proj"]
 
 
 def test_zero_points_of_one_scheme_are_packed_and_flagged() -> None:
@@ -201,7 +212,7 @@ def test_zero_points_of_several_schemes_are_raw_in_blocks() -> None:
 
 
 def test_both_loaders_and_several_asymmetric_schemes_leave_some_dense() -> None:
-    settled = settle(linears(A4, down_proj=Scheme(8, 32, False)), "vllm", "transformers")
+    settled = settle(linears(A4, down_proj=Scheme(4, 64, False)), "vllm", "transformers")
     assert settled.schemes["model.layers.0.mlp.down_proj"] is None
     assert settled.schemes["model.layers.0.self_attn.q_proj"] == A4
     assert "one scheme" in settled.why["model.layers.0.mlp.down_proj"]

@@ -117,6 +117,7 @@ def test_experts_are_refused_by_name(tiny_model: Callable[..., Path], tmp_path: 
         load_deltas(base, deltas)
 
 
+@pytest.mark.slow
 def test_deltas_take_an_eighth_of_the_base(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     base = tiny_model("llama", hidden_size=768, intermediate_size=1024, vocab_size=1024)
     _, deltas, _ = fleet_of(base, tmp_path, ("dqrelo-plus",))

@@ -208,6 +208,7 @@ def test_a_bootstrap_covers_a_variance() -> None:
     assert plain / DRAWS < 0.935  # which is not enough
 
 
+@pytest.mark.slow
 def test_a_bootstrap_covers_an_area() -> None:
     """The risk-coverage area of a calibrated model that is sure of 0.3 to 1, drawn as often."""
 

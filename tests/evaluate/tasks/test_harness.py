@@ -29,7 +29,7 @@ from unicomp.recipes.load import from_options
 TINYWORLD = [f"tinyworld_{name}" for name in "knowledge reasoning reading grammar".split()]
 GENERATED = ["tinyworld_instructions", "tinyworld_heldout"]
 LOCAL = [
-    "local_blimp",
+    pytest.param("local_blimp", marks=pytest.mark.slow),
     "local_hellaswag",
     "local_arc_easy",
     "local_arc_challenge",
