@@ -48,7 +48,9 @@ BESIDE = {
     "states": 0.018,
     "hashing": 0.0105,
 }
-HALVES = ("half", "moments")  # as fast as float32 without an instruction for bfloat16
+# The same where the processor has no instruction for bfloat16: torch's own products in it are
+# slow, and second moments are made in float32.
+BESIDE_PLAIN = BESIDE | {"half": 0.13, "moments": 1.0}
 # What a run imports before its first layer.
 LIBRARIES = "import unicomp.recipes.pipeline.run, unicomp.compress.calibrate, accelerate; "
 MODELS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -61,7 +63,7 @@ class Rates:
     threads      that products were made with
     product      operations a second of a float32 product
     thin         of one that makes 128 rows, as solvers do that walk over columns
-    half         of a bfloat16 product; `product` where the processor has no instruction for it
+    half         of a bfloat16 product of torch
     moments      of second moments, in the dtype that they are made in
     factor       of a Cholesky factor and what is solved with it, float32
     memory       bytes a second that elementwise work in float32 reads and writes, as a norm does
@@ -137,13 +139,12 @@ def measure(seconds: float = 0.5) -> Rates:
     product = _product(seconds)
     block, left, right = torch.ones(128, 1024), torch.ones(1024, 128), torch.ones(1024, 1024)
     thin = 2.0 * 128 * 1024**2 / _usual(lambda: torch.addmm(block, left.T, right), seconds)
-    half, moments = product, product
-    if machine.multiplies_bfloat16():
-        wide, weight = torch.ones(1024, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
-        half = 2.0 * 1024**3 / _usual(lambda: torch.nn.functional.linear(wide, weight), seconds)
-        if gram.usable(wide):
-            total = torch.zeros(1024, 1024)
-            moments = 1024.0**3 / _usual(lambda: gram.add(total, wide, wide), seconds)
+    wide, weight = torch.ones(1024, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
+    half = 2.0 * 1024**3 / _usual(lambda: torch.nn.functional.linear(wide, weight), seconds)
+    moments = product
+    if machine.multiplies_bfloat16() and gram.usable(wide):
+        total = torch.zeros(1024, 1024)
+        moments = 1024.0**3 / _usual(lambda: gram.add(total, wide, wide), seconds)
     factor = _factor(seconds)
     states, gain = torch.ones(1024, 1024), torch.ones(1024)
 
@@ -195,10 +196,10 @@ def _product(seconds: float) -> float:
 
 def _guessed(product: float) -> Rates:
     """Return rates of which only one was measured."""
+    beside = BESIDE if machine.multiplies_bfloat16() else BESIDE_PLAIN
 
     def of(name: str) -> float:
-        plain = name in HALVES and not machine.multiplies_bfloat16()
-        return product * (1.0 if plain else BESIDE[name])
+        return product * beside[name]
 
     return Rates(
         threads=torch.get_num_threads(),

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from unicomp import machine
 from unicomp.cli.env import _version
 from unicomp.cli.main import exit_code
+from unicomp.compress.quantize.gptq import Gptq
 from unicomp.recipes.stage import throughput
 
 Capture = pytest.CaptureFixture[str]
@@ -49,6 +51,21 @@ def test_env_measured_as_json(
     assert 1e8 < guessed.product < 1e15
     assert guessed.factor == guessed.product * throughput.BESIDE["factor"]
     assert "the rest guessed from it" in guessed.words()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_is_guessed_goes_by_the_processor(
+    wide: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without its instructions bfloat16 is slower than float32, with them faster."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: wide)
+    guessed = throughput.rates()
+    assert (guessed.half > guessed.product) is wide
+    assert (guessed.moments > guessed.product) is wide
+    work = Gptq().solve_work(512, 1024)
+    assert ("half" in work) is wide
+    assert "half" not in Gptq().solve_work(512, 256)
 
 
 def test_what_is_not_installed_is_none() -> None:
