@@ -113,7 +113,7 @@ class Plan(Planned):
         some  linears to leave the others out of; None: all
         """
         plain = {canonical: name for name, canonical in self.model.names.items()}
-        linears = {linear.module: linear for linear in self.model.linears()}
+        linears = {one.module: one for one in self._linears(some)}
         stacks: dict[str, list[Meta]] = {}
         for layer in self.model.layers:
             if layer.index in self.stacked:
@@ -121,12 +121,12 @@ class Plan(Planned):
                 stacks |= {name: [] for name in experts} | {experts[0]: self._stack(layer)}
         metas: list[Meta] = []
         for fate in self.fates.values():
-            if some is not None and fate.name in linears and fate.name not in some:
+            if fate.role == "linear" and fate.name not in linears:
                 continue
             if fate.scheme is not None:
                 shape = linears[fate.name].shape
                 metas += self.format.layout(fate.name, shape, fate.scheme, self.dtype)
-            elif fate.name in linears:
+            elif fate.role == "linear":
                 linear = linears[fate.name]
                 if linear.module in stacks:
                     metas += stacks.pop(linear.module)
@@ -188,10 +188,12 @@ class Plan(Planned):
 
         some  linears to leave the others out of; None: all
         """
-        shapes = {linear.module: linear.shape for linear in self.model.linears()}
-        known = {name: shapes[name] for name in shapes if some is None or name in some}
+        known = {one.module: one.shape for one in self._linears(some)}
         metas = {meta.name: meta for meta in self.layout(some)}
         return Output(self.config(some), metas, known)
+
+    def _linears(self, some: Collection[str] | None) -> Iterator[Linear]:
+        return (one for one in self.model.linears() if some is None or one.module in some)
 
     def loaders(self) -> dict[str, str | None]:
         """Return stock loader -> why it does not take the output; None: it does.

@@ -190,8 +190,8 @@ def measure(seconds: float = 0.5) -> Rates:
 
 def _product(seconds: float) -> float:
     """Return operations a second of a float32 product."""
-    single = torch.ones(768, 768)
-    return 2.0 * 768**3 / _usual(lambda: single @ single, seconds)
+    single = torch.ones(512, 512)
+    return 2.0 * 512**3 / _usual(lambda: single @ single, seconds)
 
 
 def _guessed(product: float) -> Rates:
