@@ -175,7 +175,13 @@ def test_interrupted_by_a_signal_and_resumed(
     command += ["--group-size", "32", "--scale-search", "minmax", "--out", str(out)]
     one = os.environ | {"OMP_NUM_THREADS": "1"}  # the second process must not differ
     with subprocess.Popen(
-        command, env=one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=one,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None
