@@ -8,9 +8,10 @@ import typer
 
 from unicomp import size
 from unicomp.cli import method_options, show
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import MODEL, Json, Overwrite, Quiet
 from unicomp.cli.plan import unnumbered
-from unicomp.cli.work import Work, resumable, takes_work
+from unicomp.cli.work import Work, resumable
 from unicomp.errors import UnicompError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ Method = Annotated[
 
 
 @app.command("compress")
-@takes_work
+@grouped
 @method_options.accept([*METHOD, *(own for own in CALIBRATION if own.name != "seed")])
 def compress(
     tuned: Tuned,

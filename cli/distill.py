@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from unicomp.cli import method_options, stage
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import TEXT, Model
-from unicomp.cli.work import Work, takes_work
+from unicomp.cli.work import Work
 
 VERB = "distill"
 
@@ -27,7 +28,7 @@ Data = Annotated[
 OWN = ("teacher", "data")
 
 
-@takes_work
+@grouped
 @method_options.accept([one for one in method_options.of_verb(VERB) if one.name not in OWN])
 def distill(
     model: Model,

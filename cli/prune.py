@@ -3,8 +3,9 @@
 from typing import Annotated, Any
 
 from unicomp.cli import method_options, stage
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import Model
-from unicomp.cli.work import Work, takes_work
+from unicomp.cli.work import Work
 
 VERB = "prune"
 
@@ -19,7 +20,7 @@ Method = Annotated[
 ]
 
 
-@takes_work
+@grouped
 @method_options.accept(stage.options(VERB))
 def prune(
     model: Model,

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from unicomp.cli import method_options, stage
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import Model
-from unicomp.cli.work import Work, takes_work
+from unicomp.cli.work import Work
 
 VERB = "quantize"
 
@@ -40,7 +41,7 @@ Target = Annotated[
 ]
 
 
-@takes_work
+@grouped
 @method_options.accept(stage.options(VERB), before="format")
 def quantize(
     model: Model,

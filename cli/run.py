@@ -8,10 +8,11 @@ import typer
 
 from unicomp import processes, size
 from unicomp.cli import delta, lint, shape, show, training
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import RecipeModel, RecipeName, Set
 from unicomp.cli.plan import show_plan
 from unicomp.cli.score import ENDS, show_report
-from unicomp.cli.work import Work, resumable, takes_work
+from unicomp.cli.work import Work, resumable
 
 if TYPE_CHECKING:
     from unicomp.manifest import Manifest, Module
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 BEGAN = time.monotonic()  # the command line is read before anything else is imported
 
 
-@takes_work
+@grouped
 def run(
     recipe: RecipeName,
     work: Work,

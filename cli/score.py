@@ -7,8 +7,9 @@ import typer
 
 from unicomp import size
 from unicomp.cli import show
+from unicomp.cli.groups import grouped
 from unicomp.cli.options import Json, Model, Quiet
-from unicomp.cli.score_options import Baseline, How, Result, What, grouped
+from unicomp.cli.score_options import Baseline, How, Result, What
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

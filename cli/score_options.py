@@ -3,18 +3,13 @@
 A group is a dataclass whose fields are options; `grouped` lets a command take groups as parameters.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from unicomp.cli.options import MODEL, TEXT
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _option(name: str, metavar: str, said: str, *, least: float | None = None) -> Any:
@@ -235,36 +230,3 @@ class Result:
     junit: Junit = None
     html: Html = None
     out: Out = None
-
-
-def grouped(command: Function) -> Function:
-    """Let a command take dataclasses as parameters: each of their fields becomes an option."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {}
-    parts = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if not is_dataclass(hints[name]):
-            parts.append(parameter.replace(annotation=hints[name]))
-            continue
-        group = groups[name] = hints[name]
-        of = get_type_hints(group, include_extras=True)
-        parts += [
-            inspect.Parameter(
-                own.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if own.default is MISSING else own.default,
-                annotation=of[own.name],
-            )
-            for own in fields(group)
-        ]
-
-    @wraps(command)
-    def run(**words: Any) -> Any:
-        for name, group in groups.items():
-            words[name] = group(**{own.name: words.pop(own.name) for own in fields(group)})
-        return command(**words)
-
-    keyword = [own.replace(kind=inspect.Parameter.KEYWORD_ONLY) for own in parts]
-    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    run.__annotations__ = {own.name: own.annotation for own in keyword}
-    return run  # type: ignore[return-value]

@@ -1,19 +1,17 @@
 """How a command that makes a folder works: the options of any run, and how one ends early.
 
-A command takes one parameter, `work: Work`, and `@takes_work` makes the options of it.
+A command takes one parameter, `work: Work`, and `@grouped` makes the options of it.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import typer
 
 from unicomp.cli import show
+from unicomp.cli.groups import LAST
 from unicomp.cli.options import (
     Device,
     DryRun,
@@ -28,21 +26,19 @@ from unicomp.errors import UnsupportedError
 
 INTERRUPTED = 130
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """What the user says of a run, whatever is run; each field is an option."""
 
     out: Out = None
-    max_memory: MaxMemory = None
-    device: Device = "cpu"
-    resume: Resume = True
-    overwrite: Overwrite = False
-    dry_run: DryRun = False
-    json: Json = False
-    quiet: Quiet = False
+    max_memory: MaxMemory = field(default=None, metadata=LAST)
+    device: Device = field(default="cpu", metadata=LAST)
+    resume: Resume = field(default=True, metadata=LAST)
+    overwrite: Overwrite = field(default=False, metadata=LAST)
+    dry_run: DryRun = field(default=False, metadata=LAST)
+    json: Json = field(default=False, metadata=LAST)
+    quiet: Quiet = field(default=False, metadata=LAST)
 
     @property
     def folder(self) -> Path | None:
@@ -57,34 +53,6 @@ class Work:
             raise UnsupportedError(
                 f"cannot compute on device `{self.device}`", hint="use `--device cpu`"
             )
-
-
-def takes_work(function: Function) -> Function:
-    """Give a command the options of `Work` in place of its `work`: `--out` there, the rest last."""
-    hints = dict(function.__annotations__)
-    del hints["work"]
-    parameters = list(inspect.signature(function).parameters.values())
-    place = next(i for i, one in enumerate(parameters) if one.name == "work")
-    added = [
-        inspect.Parameter(
-            one.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=one.default,
-            annotation=one.type,
-        )
-        for one in fields(Work)
-    ]
-    parameters[place : place + 1] = added[:1]
-    parameters += added[1:]
-
-    @functools.wraps(function)
-    def command(**given: Any) -> Any:
-        work = Work(**{one.name: given.pop(one.name) for one in fields(Work)})
-        return function(**given, work=work)
-
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = hints | {one.name: one.annotation for one in added}
-    return command  # type: ignore[return-value]
 
 
 @contextmanager
