@@ -33,7 +33,7 @@ static const struct uc_isa table[] = {
 #endif
 #if defined(__x86_64__)
     {"avx512vnni", &uc_panels_avx512vnni, &uc_tiling_avx512vnni},
-    {"avx2", &uc_panels_avx2, NULL},
+    {"avx2", &uc_panels_avx2, &uc_tiling_avx2},
 #elif defined(__aarch64__)
     {"neon_dotprod", &uc_panels_neon_dotprod, NULL},
 #endif

@@ -51,6 +51,6 @@ size_t uc_ahead(size_t tokens);
 /* What lies in a file of its own. */
 extern const struct uc_panels uc_panels_scalar, uc_panels_avx2, uc_panels_avx512vnni,
     uc_panels_neon_dotprod;
-extern const struct uc_tiling uc_tiling_avx512vnni, uc_tiling_amx;
+extern const struct uc_tiling uc_tiling_avx2, uc_tiling_avx512vnni, uc_tiling_amx;
 
 #endif

@@ -103,7 +103,8 @@ static void unpack(const struct run *run, size_t pair, size_t span, struct uc_sl
     for (size_t side = 0; side < UC_SIDES; side++) {
         run->panels->unpack[layout->kind](layout, panel_at(run, pair, side), span, own, lines, side,
                                           slab);
-        run->tiling->settle(layout, span, own, side, slab);
+        if (run->tiling->settle)
+            run->tiling->settle(layout, span, own, side, slab);
     }
 }
 

@@ -59,7 +59,7 @@ struct uc_tiling {
     size_t rounding;     /* tiles have a multiple of so many */
     size_t step;         /* columns that are multiplied together */
     int bytes;           /* takes digits of 8 bits */
-    uc_settle *settle;
+    uc_settle *settle; /* NULL: digits serve as they are */
     uc_lay *lay;
     uc_multiply_tile *multiply;
     void (*begin)(void), (*end)(void); /* around a stretch of work of one thread; may be NULL */
