@@ -268,7 +268,8 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
             for (size_t i = 0; i < turn; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
-                    __m256i value = _mm256_and_si256(_mm256_srli_epi32(digits_of(kind, parts, i), 8 * j), byte);
+                    __m256i value = _mm256_srli_epi32(digits_of(kind, parts, i), 8 * j);
+                    value = _mm256_and_si256(value, byte);
                     __m256 weight = _mm256_sub_ps(_mm256_cvtepi32_ps(value), offset);
 #pragma GCC unroll 2
                     for (size_t t = 0; t < count; t++)
@@ -310,7 +311,7 @@ PART void exact(enum uc_kind kind, const size_t count, const struct uc_layout *l
     }                                                                                              \
     static WIDE void uc_exact_##name##_avx2(const struct uc_layout *layout, const uint8_t *panel,  \
                                             const struct uc_tokens *tokens, float *restrict to) {  \
-        for (size_t half = 0; half < HALVES; half++) {                                                  \
+        for (size_t half = 0; half < HALVES; half++) {                                             \
             size_t t = 0;                                                                          \
             for (; tokens->count - t >= 2; t += 2)                                                 \
                 exact(kind, 2, layout, panel, tokens, t, half, to);                                \
