@@ -111,8 +111,12 @@ class Rates:
 
 
 def rates() -> Rates:
-    """Return what is stored for this machine and number of threads, else what a product tells."""
-    return _stored() or _guessed(_product(0.05))
+    """Return what is stored for this machine and number of threads, else what a product tells.
+
+    That is the fastest of ten calls or more. A process so young may have all its threads on one
+    core for a while, where each waits for the others: most calls then take ten times as long.
+    """
+    return _stored() or _guessed(_product(min(_times(_square(), 0.05, least=10))))
 
 
 def store(found: Rates) -> Path:
@@ -136,7 +140,7 @@ def measure(seconds: float = 0.5) -> Rates:
 
     Each rate is the usual one of calls within so many seconds, and of three at least.
     """
-    product = _product(seconds)
+    product = _product(_usual(_square(), seconds))
     block, left, right = torch.ones(128, 1024), torch.ones(1024, 128), torch.ones(1024, 1024)
     thin = 2.0 * 128 * 1024**2 / _usual(lambda: torch.addmm(block, left.T, right), seconds)
     wide, weight = torch.ones(1024, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
@@ -188,10 +192,15 @@ def measure(seconds: float = 0.5) -> Rates:
     )
 
 
-def _product(seconds: float) -> float:
-    """Return operations a second of a float32 product."""
+def _square() -> Callable[[], Any]:
+    """Return a float32 product to be timed."""
     single = torch.ones(512, 512)
-    return 2.0 * 512**3 / _usual(lambda: single @ single, seconds)
+    return lambda: single @ single
+
+
+def _product(seconds: float) -> float:
+    """Return operations a second of that product, which took so long."""
+    return 2.0 * 512**3 / seconds
 
 
 def _guessed(product: float) -> Rates:
@@ -272,13 +281,18 @@ def _start() -> float:
 
 def _usual(work: Callable[[], Any], seconds: float) -> float:
     """Return the median seconds of at least three calls within about so many seconds."""
+    return statistics.median(_times(work, seconds, least=3))
+
+
+def _times(work: Callable[[], Any], seconds: float, least: int) -> list[float]:
+    """Return the seconds of calls, within about so many seconds, after one that does not count."""
     work()
     taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < seconds:
+    while len(taken) < least or sum(taken) < seconds:
         began = time.perf_counter()
         work()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    return taken
 
 
 def _file() -> Path:
