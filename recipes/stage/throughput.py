@@ -113,8 +113,8 @@ class Rates:
 def rates() -> Rates:
     """Return what is stored for this machine and number of threads, else what a product tells.
 
-    That is the fastest of ten calls or more. A process so young may have all its threads on one
-    core for a while, where each waits for the others: most calls then take ten times as long.
+    That is the fastest of ten calls or more: in some processes most calls took ten times as long
+    as in others of the same minute. Why is not known; threads that share a core would.
     """
     return _stored() or _guessed(_product(min(_times(_square(), 0.05, least=10))))
 

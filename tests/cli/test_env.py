@@ -69,10 +69,10 @@ def test_what_is_guessed_goes_by_the_processor(
     assert "half" not in Gptq().solve_work(512, 256)
 
 
-def test_threads_that_share_a_core_at_first_do_not_decide(
+def test_calls_that_are_slow_at_first_do_not_decide(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Seen: the first calls of a young process took ten times as long, and the forecast too."""
+    """Seen: in some processes calls took ten times as long, and the forecast was as far off."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     waits = iter([0.03] * 8)
     monkeypatch.setattr(throughput, "_square", lambda: lambda: time.sleep(next(waits, 0.001)))
