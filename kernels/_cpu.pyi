@@ -62,6 +62,17 @@ def nearest(
     threads: int,
     /,
 ) -> None: ...
+def norm(
+    x: int,
+    weight: int,
+    out: int,
+    rows: int,
+    width: int,
+    dtype: int,
+    eps: float,
+    lanes: int,
+    /,
+) -> None: ...
 def gram_usable() -> bool: ...
 def gram(
     left: int,

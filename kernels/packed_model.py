@@ -34,6 +34,7 @@ from unicomp.kernels.blocked import Compute
 from unicomp.kernels.dense import DenseSource, open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear, check_compute
 from unicomp.kernels.load import build
+from unicomp.kernels.norm import RMSNorm
 from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.kernels.stored import Stored
 from unicomp.writer import Meta
@@ -139,6 +140,9 @@ def load(
     if layers and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(attention.NAME)
     if chosen == "cpu" and layers:
+        for place, other in list(network.named_modules()):
+            if (norm := RMSNorm.of(other)) is not None:
+                network.set_submodule(place, norm)
         network.register_forward_pre_hook(_begin_step, with_kwargs=True)
         network.register_forward_hook(_end_step, always_call=True)
     if layers:

@@ -11,6 +11,7 @@
 #include "gram.h"
 #include "isa.h"
 #include "nearest.h"
+#include "norm.h"
 #include "pool.h"
 #include "product.h"
 #include "spans.h"
@@ -292,6 +293,34 @@ static PyObject *attention(PyObject *self, PyObject *args) {
     return PyErr_NoMemory();
 }
 
+static PyObject *norm(PyObject *self, PyObject *args) {
+    (void)self;
+    address x, weight, out;
+    Py_ssize_t rows, width;
+    int dtype;
+    float eps;
+    unsigned lanes;
+    if (!PyArg_ParseTuple(args, "KKKnnifI", &x, &weight, &out, &rows, &width, &dtype, &eps, &lanes))
+        return NULL;
+    if (rows < 0 || width < 1 || width > UC_SPAN_MAX || dtype < 0 || dtype >= UC_DTYPES ||
+        (lanes != 4 && lanes != 8 && lanes != 16)) {
+        PyErr_SetString(PyExc_ValueError, "sizes, dtype or lanes out of range");
+        return NULL;
+    }
+    const struct uc_norm own = {.x = AT(const uint8_t, x),
+                                .weight = AT(const uint8_t, weight),
+                                .out = AT(uint8_t, out),
+                                .rows = (size_t)rows,
+                                .width = (size_t)width,
+                                .dtype = (enum uc_dtype)dtype,
+                                .eps = eps,
+                                .lanes = lanes};
+    PyThreadState *python = PyEval_SaveThread();
+    uc_norm(&own);
+    PyEval_RestoreThread(python);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"known", known, METH_NOARGS, "Return the names of all instruction sets, best first."},
     {"usable", usable, METH_NOARGS, "Return those that this machine can run."},
@@ -302,6 +331,7 @@ static PyMethodDef methods[] = {
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
     {"attention", attention, METH_VARARGS, "Attend causally over whole windows in bfloat16."},
+    {"norm", norm, METH_VARARGS, "Divide rows by their root mean square and weigh their numbers."},
     {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
     {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},
     {"spans", spans, METH_VARARGS, "Find the scale of every group of a weight."},

@@ -24,6 +24,7 @@ from unicomp.kernels import attention, backend, cpu
 from unicomp.kernels.dense import open_dense
 from unicomp.kernels.linear import DenseLinear, PackedLinear
 from unicomp.kernels.load import load as load_dense
+from unicomp.kernels.norm import RMSNorm
 from unicomp.kernels.packed_experts import PackedExperts
 from unicomp.kernels.packed_model import loaded
 from unicomp.kernels.stored import Stored
@@ -292,6 +293,25 @@ def test_a_dense_head_keeps_its_weight_and_its_tie(
     one = IDS[:1, :1]
     whole = logits(model)[:1, :1]
     assert close(logits(model, one), whole, 2e-2)
+
+
+@pytest.mark.parametrize(("arch", "norms"), [("llama", 7), ("qwen3", 9), ("gemma2", 0)])
+def test_norms_of_llama_are_one_call_with_the_same_bits(
+    arch: str, norms: int, tiny_model: Tiny, tmp_path: Path
+) -> None:
+    if backend.missing() is not None:
+        pytest.skip("there is no C extension")
+    model = unicomp.load(quantize(tiny_model(arch, dtype=torch.bfloat16), tmp_path / "out"))
+    found, names = logits(model), set(model.state_dict())
+    stock = type(model)(model.config)
+    places = [name for name, own in model.named_modules() if isinstance(own, RMSNorm)]
+    assert len(places) == norms
+    for place in places:
+        other: Any = stock.get_submodule(place)
+        other.weight = model.get_submodule(place).weight
+        model.set_submodule(place, other)
+    assert torch.equal(logits(model), found)
+    assert set(model.state_dict()) == names
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
