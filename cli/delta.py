@@ -92,13 +92,15 @@ def carry_out(
 ) -> None:
     """Carry out a recipe of one `delta` stage, or only show its plan where there is no folder."""
     from unicomp.recipes.delta.plan import plan_recipe
-    from unicomp.recipes.delta.run import compress
 
     plan = plan_recipe(recipe, model=tuned, text=text, max_memory=work.max_memory)
     out = work.folder
     if out is None:
         _show_plan(plan, work.json)
         return
+    # Here, not above: a plan is to be there before torch is.
+    from unicomp.recipes.delta.run import compress
+
     with resumable(out) as progress:
         made = compress(plan, out, overwrite=work.overwrite, resume=work.resume, progress=progress)
     if work.json:

@@ -10,13 +10,17 @@ Paper: allocation at equal slopes, Shoham and Gersho, "Efficient bit allocation 
 of quantizers", IEEE Trans. ASSP 36(9), 1988.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from unicomp.kernels.delta import Layout
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS = 80  # halvings of the price's range
 SLACK = 1.1  # what a rank may gain more than the random decomposition says

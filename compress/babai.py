@@ -13,16 +13,20 @@ Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorem 4: the same inte
 (arXiv:2210.17323, algorithm 1), which keeps updated weights and needs the inverse Hessian.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from unicomp.compress.grid import Grid, group_of
 from unicomp.compress.linalg import Factor
 from unicomp.kernels import nearest
 from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAF = 8
 

@@ -8,6 +8,9 @@ from collections.abc import Collection, Sequence
 from unicomp.models import Layer, Linear
 
 TOKENS = 8192  # of the calibration text that divergences are measured on, for shares of zeros
+LOST_TOKENS = 8192  # of the calibration text that the loss without some layers is measured on
+SCALE_BATCH = 4  # windows a step while a delta's scales are trained, as in the paper
+PIECE = 1 << 24  # elements of the head, and of logits, in memory at once
 
 
 def moment_bytes(columns: int, cross: bool = False) -> int:

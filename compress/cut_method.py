@@ -8,20 +8,24 @@ Sparsity is a word for zeros in a shape that stays. Here it is the share of the 
 that goes, so that one option says how much is pruned whatever the method.
 """
 
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from unicomp import size
 from unicomp.compress.axes import Axes, Shape
 from unicomp.compress.cuts import Cut
-from unicomp.compress.importance import LayerScores
 from unicomp.compress.method import Method, Need
 from unicomp.errors import UnicompError, UnsupportedError
+
+if TYPE_CHECKING:
+    from unicomp.compress.importance import LayerScores
 
 SHARE = 0.25
 MOST_SHOWN = 10

@@ -5,16 +5,20 @@ A `Cut` is a choice of layers, hidden channels, and of each layer FFN channels, 
 its stored dtype, a piece at a time where rows are asked for.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from unicomp.compress.axes import ROOT_SCALED, Axes, Axis, Place, Shape, renamed
 from unicomp.kernels.dense import DenseSource
+from unicomp.later import torch
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,11 @@ Papers: one bit, then low rank, D-QRELO, arXiv:2604.16940; several planes, alter
 quantization, arXiv:1802.00150.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from unicomp.compress.lowrank import PASSES, leading
 from unicomp.kernels.delta import (
@@ -29,6 +28,10 @@ from unicomp.kernels.delta import (
     pack_signs,
     round_factors,
 )
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 First = Literal["one-bit", "low-rank"]
 

@@ -12,12 +12,17 @@ Papers: descent on codes is that of QuantEase, arXiv:2309.01885; the scale's clo
 least squares.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from unicomp.compress.babai import Codes, OneByOne, walk
 from unicomp.compress.grid import stored
 from unicomp.kernels import nearest
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HALF = 0.5 + 1e-4  # a code, and room for float32
 

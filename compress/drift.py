@@ -9,13 +9,16 @@ Differs: GPTAQ adds its correction column by column through the inverse's factor
 here the least-squares target is set once, and what follows treats it like any other weight.
 """
 
-from typing import cast
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from unicomp.compress.babai import ordered, restored
 from unicomp.compress.linalg import Factor
 from unicomp.compress.method import Stats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def moved(
@@ -41,4 +44,4 @@ def moved(
     key = ("drift", factor)
     if key not in stats.memo:
         stats.memo[key] = restored(factor.solve(ordered(stats.cross, order)), order).T
-    return weight + share * (weight @ cast(Tensor, stats.memo[key]))
+    return weight + share * (weight @ cast("Tensor", stats.memo[key]))

@@ -13,15 +13,18 @@ scales come within 1% of 100 spans and cost a tenth; with the factor's pivots as
 error of GPTQ is 1 to 2% lower than with theirs (stories260K, tinyworld; 4 bits).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from unicomp.kernels import spans
 from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Search = Literal["minmax", "mse", "absmean"]
 

@@ -9,13 +9,16 @@ Paper: GPTQ as Babai's nearest plane, arXiv:2507.18553, theorems 4 and 5.
 Differs: a dead column (zero diagonal) keeps its weights and is simply rounded to nearest.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from unicomp.errors import CheckpointError
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Order = Literal["none", "act", "min-pivot"]
 

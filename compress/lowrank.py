@@ -10,8 +10,15 @@ Papers: Halko, Martinsson, Tropp, arXiv:0909.4061; keeping every block, Musco an
 arXiv:1504.05477, algorithm 2.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 OVERSAMPLE = 10  # columns beyond the rank
 PASSES = 3  # times that the block goes through the matrix and back

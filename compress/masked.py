@@ -8,13 +8,17 @@ costs rounded.
 Paper: SparseGPT, arXiv:2301.00774, algorithm 1 and section 3.5; the walk, arXiv:2507.18553.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from unicomp.compress.babai import Choice, Rounding
 from unicomp.compress.sparsity import Sparsity, Target, Zeros, keep
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mask(ABC):

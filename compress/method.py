@@ -5,15 +5,16 @@ It declares the statistics it needs and never hooks a model: the driver gathers 
 once for all who ask.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from types import FunctionType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,7 +24,6 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from torch import Tensor
 
 from unicomp.compress.decompose import How, decompose
 from unicomp.compress.linalg import Factor
@@ -32,6 +32,10 @@ from unicomp.compress.patterns import Pattern, matches
 from unicomp.compress.sparsity import Sparsity, Target, parse
 from unicomp.kernels.delta import Layout, PackedDelta
 from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PER_CHANNEL = -1
 LEAST_GROUP = 8
@@ -148,7 +152,7 @@ class Pruning:
     target  how many
     """
 
-    method: "PruneMethod"
+    method: PruneMethod
     target: Target
 
 

@@ -1,10 +1,15 @@
 """Second moments of activations, summed over batches: what the second-order methods start from."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from unicomp.compress.method import Stats
 from unicomp.kernels import gram
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Moments:

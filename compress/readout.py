@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unicomp.compress.calibrate import Weights
+from unicomp.compress.counted import PIECE
 from unicomp.models import Model
-
-PIECE = 1 << 24  # elements of the head, and of logits, in memory at once
 
 
 class Readout:
@@ -23,7 +22,6 @@ class Readout:
 
     def __init__(self, model: Model, config: Mapping[str, Any], weights: Weights) -> None:
         """Load the norm; the head stays on disk."""
-        # Here, not above: plans import this file for its sizes, and are to be quick and small.
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

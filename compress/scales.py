@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unicomp.compress.counted import SCALE_BATCH
 from unicomp.errors import UnsupportedError
 from unicomp.kernels.delta_product import DeltaProduct
 
-BATCH = 4  # windows a step, as in the paper
 RATE = 0.01
 HELD = 8  # windows that are not trained on, where there are twice as many: they judge the gain
 
@@ -82,7 +82,7 @@ def distill(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        some = trained[torch.randperm(len(trained), generator=draw)[:BATCH]]
+        some = trained[torch.randperm(len(trained), generator=draw)[:SCALE_BATCH]]
         with torch.no_grad():
             wanted = teacher(some).logits.float()
         put()
@@ -107,7 +107,7 @@ def distill(
 @torch.no_grad()
 def _loss(student: nn.Module, teacher: nn.Module, windows: Tensor) -> float:
     total = 0.0
-    for some in windows.split(BATCH):
+    for some in windows.split(SCALE_BATCH):
         rest = student(some).logits.double() - teacher(some).logits
         total += float(rest.square().mean(dtype=torch.float64)) * len(some)
     return total / len(windows)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from unicomp.compress.calibrate import Decoder
+from unicomp.compress.counted import LOST_TOKENS
 from unicomp.compress.readout import Readout
-
-TOKENS = 8192  # of the calibration text that losses are measured on
 
 
 @torch.no_grad()
@@ -25,11 +24,11 @@ def losses(
 ) -> list[float]:
     """Return the mean loss in nats a token without each set of layers.
 
-    ids   int64 [windows, seq_len]; the first of them that make `TOKENS` tokens, at least one
+    ids   int64 [windows, seq_len]; the first of them that make `LOST_TOKENS`, at least one
     sets  layers to leave out, ascending
     step  called with each layer's index
     """
-    ids = ids[: max(1, TOKENS // ids.shape[1])]
+    ids = ids[: max(1, LOST_TOKENS // ids.shape[1])]
     states: dict[tuple[int, ...], list[Tensor]] = {(): list(decoder.embed(ids))}
     for layer in decoder.model.layers:
         step(layer.index)

@@ -5,12 +5,18 @@ tensor. Equal scores are told apart by their place, so a mask always has exactly
 for.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 PATTERN = re.compile(r"(\d+):(\d+)")
 LARGEST_GROUP = 1024

@@ -12,11 +12,16 @@ can undo: a model scores the same here and there only up to that.
 Paper: BitNet b1.58, arXiv:2402.17764.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 METHOD = "bitnet"
 CLASSES = ("autobitlinear", "bitlinear")

@@ -31,13 +31,16 @@ does. Activations are rounded to int8 per token and span, a span being a weight'
 columns where a row has one scale; `compute="exact"` leaves them as they are.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from unicomp.kernels.packed import PackedTensor, Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["int8", "int4", "int2", "trit5", "bit1"]
 Compute = Literal["int8", "exact"]

@@ -8,6 +8,8 @@ the number of threads; both are read at first use. Without the extension (no com
 Why panels, pool and kernels are as they are: `docs/decisions/003-cpu-kernels.md`.
 """
 
+from __future__ import annotations
+
 import ctypes
 import mmap
 import os
@@ -15,13 +17,15 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import local
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from unicomp.errors import UnsupportedError
 from unicomp.kernels.blocked import Blocked, Compute, Kind, blocked_bytes
 from unicomp.kernels.packed import PackedTensor
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _missing: str | None = None
 try:
@@ -31,13 +35,18 @@ except ImportError as error:
 
 # As in csrc/layout.h.
 _KINDS: dict[Kind, int] = {"int8": 0, "int4": 1, "int2": 2, "trit5": 3, "bit1": 4}
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SPAN_MAX = 16384  # columns for which 32-bit sums cannot overflow
 THREADS_MAX = 256
 HUGE_PAGE = 2 << 20
 
 _threads: int | None = None  # what `set_threads` was told
 _taken = local()  # `count`: torch's threads before `take_cores`, in a thread of Python
+
+
+@cache
+def _dtypes() -> dict[torch.dtype, int]:
+    """Return the dtypes of activations and scales, as in csrc/layout.h."""
+    return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def reason() -> str | None:
@@ -130,7 +139,7 @@ def linear(
     shapes do not agree or the panels do not have the bytes that their sizes say.
     """
     _require()
-    dtype = _DTYPES.get(x.dtype)
+    dtype = _dtypes().get(x.dtype)
     if dtype is None or not x.is_cpu:
         raise UnsupportedError(
             f"activations are {x.dtype} on `{x.device}`",
@@ -165,7 +174,7 @@ def linear(
         columns,
         weight.scheme.group_size,
         weight.scheme.symmetric,
-        _DTYPES[weight.scale_dtype],
+        _dtypes()[weight.scale_dtype],
         compute == "exact",
         threads(),
     )
@@ -182,7 +191,7 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
     _require()
     rows, columns = (int(size) for size in tensor.codes.shape)
     scheme, scale, zeros = tensor.scheme, tensor.scale.contiguous(), tensor.zero_point
-    if scale.dtype not in _DTYPES:
+    if scale.dtype not in _dtypes():
         raise UnsupportedError(f"scales are {scale.dtype}", hint="use 16-bit floats or float32")
     if (zeros is None) != scheme.symmetric:
         raise ValueError("a weight has zero points where it is asymmetric, and only there")
@@ -212,7 +221,7 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
         columns,
         scheme.group_size,
         scheme.symmetric,
-        _DTYPES[scale.dtype],
+        _dtypes()[scale.dtype],
         threads(),
     )
     return weight
@@ -300,7 +309,7 @@ def _check_weight(weight: Blocked) -> None:
         raise ValueError("panels must be contiguous uint8 on the CPU")
     if not 1 <= weight.shape[0] <= data.numel() // 4:  # 16 rows take 64 bytes or more
         raise ValueError(f"{data.numel()} bytes of panels cannot hold {weight.shape[0]} rows")
-    if weight.scale_dtype not in _DTYPES:
+    if weight.scale_dtype not in _dtypes():
         raise UnsupportedError(
             f"scales are {weight.scale_dtype}", hint="use 16-bit floats or float32"
         )

@@ -21,13 +21,17 @@ has one dimension more, in front: [1] becomes [experts, 1], [rank] becomes [expe
 Papers: D-QRELO, arXiv:2604.16940; BitDelta, arXiv:2402.10193 (one plane).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from unicomp.later import torch
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIECE = 1 << 18  # elements whose signs are unpacked at once: they stay in the cache
 

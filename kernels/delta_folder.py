@@ -12,25 +12,29 @@ A weight whose rows are tokens may have other rows than the base's: `delta` is t
 both have, and `<m>.delta_rows` holds the others whole.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from unicomp import manifest as manifests
 from unicomp.checkpoint import DTYPES, Checkpoint, TensorInfo, check_finite, read_header
 from unicomp.errors import CheckpointError
 from unicomp.folder import not_a_folder, parse_json, quote, read_config, read_small
 from unicomp.kernels.delta import Layout, PackedDelta, collect, module_of
+from unicomp.later import torch
 from unicomp.manifest import LIMIT, NAME, Calibration, Count, File, Sha256, Source
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = "unicomp.delta/1"
 WEIGHTS = "delta.safetensors"

@@ -14,24 +14,27 @@ since an error that was made before stays in whatever is made of these weights.
 All arithmetic is float32 with one rounding to the dtype of the result.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.checkpoint import DTYPES, TORCH_NAMES, Checkpoint
 from unicomp.errors import CheckpointError, UnsupportedError
 from unicomp.kernels import bitnet
 from unicomp.kernels.formats.compressed_tensors import find_group
 from unicomp.kernels.formats.gptq import BITS, Gptq
 from unicomp.kernels.packed import unpack_words, words
+from unicomp.later import torch
 from unicomp.models import ARCHITECTURES
 from unicomp.writer import Meta
 
-Reader = Callable[[int, int], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reader = Callable[[int, int], "Tensor"]
 """Reads rows start..stop of a weight."""
 
 
@@ -103,8 +106,7 @@ def open_dense(checkpoint: Checkpoint, *, dtype: str | None = None) -> DenseSour
 
 def _own_dtype(config: Mapping[str, Any]) -> str:
     named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    found = [name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"]
-    return found[0] if found and found[0] in ("F32", "F16", "BF16") else "BF16"
+    return next((name for name in ("F32", "F16", "BF16") if TORCH_NAMES[name] == named), "BF16")
 
 
 class _Family:
@@ -129,7 +131,7 @@ class _Family:
         """Say what was found, for the user."""
         method = self.config["quant_method"]
         ways = ", ".join(f"{count} of {way}" for way, count in self.seen.items()) or "none"
-        kind = str(DTYPES[self.dtype]).removeprefix("torch.")
+        kind = TORCH_NAMES[self.dtype]
         return (
             f"the model is already quantized ({method}; weights: {ways}): they are dequantized to "
             f"{kind} first, and their error stays in the result"
@@ -500,11 +502,11 @@ class _Mxfp4(_Family):
         pairs = self.read(blocks, slice(index, index + 1))[0]
         power = self.read(scales, slice(index, index + 1))[0].float() - 127
         codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2).int()
-        values = _E2M1[codes] * torch.exp2(power)[..., None]
+        values = torch.tensor(_E2M1)[codes] * torch.exp2(power)[..., None]
         return values.flatten(-2).T.contiguous().to(DTYPES[self.dtype])
 
 
-_E2M1 = torch.tensor([sign * v for sign in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
+_E2M1 = [sign * v for sign in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 """Value of every 4-bit float: a sign, two bits of exponent, one of mantissa."""
 
 _FAMILIES: Mapping[str, type[_Family]] = {

@@ -62,7 +62,7 @@ class FormatExport(FolderExport):
         settled = formats.find(self.name).settle(wishes, ["transformers"])
         self.format = settled.format
         self.schemes = {}
-        stored = self.format.scale_dtype(self.dtype_name())
+        stored = DTYPES[self.format.scale_dtype(self.dtype_name())]
         found = {}
         for one in weights:
             scheme = settled.schemes[one.module]
@@ -90,7 +90,7 @@ class FormatExport(FolderExport):
 
     def pack(self, weight: Codes, packed: PackedTensor) -> dict[str, Tensor]:
         """Return the same, filled; scales in the dtype that is stored."""
-        scale = packed.scale.to(self.format.scale_dtype(self.dtype_name()))
+        scale = packed.scale.to(DTYPES[self.format.scale_dtype(self.dtype_name())])
         own = replace(packed, scale=scale, scheme=self.schemes[weight.module])
         return self.format.pack(weight.module, own)
 

@@ -5,19 +5,21 @@ exactly one subclass of `Format`. Words have hyphens on the command line and und
 A format is a frozen value; every method is a pure function of it and its arguments.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from unicomp import entries, suggest
 from unicomp.errors import UnsupportedError
 from unicomp.kernels import formats as folder
 from unicomp.kernels.packed import PackedTensor, Scheme
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Settled:
              the names of the transformers model, `gate_up_proj` and `down_proj`
     """
 
-    format: "Format"
+    format: Format
     schemes: Mapping[str, Scheme | None]
     why: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, ...] = ()
@@ -83,7 +85,7 @@ class Format(ABC):
         """Say why a weight [out, in] cannot be stored in this scheme; None if it can."""
 
     @abstractmethod
-    def scale_dtype(self, dtype: str) -> torch.dtype:
+    def scale_dtype(self, dtype: str) -> str:
         """Return the dtype of stored scales; `dtype` is the model's, as safetensors writes it."""
 
     @abstractmethod

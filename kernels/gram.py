@@ -5,10 +5,15 @@ rounded; a library's product of two bfloat16 matrices comes out in bfloat16, too
 Hessian.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from unicomp.kernels import cpu
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def usable(like: Tensor) -> bool:

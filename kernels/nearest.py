@@ -4,10 +4,15 @@
 torch where there is no extension.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from unicomp.kernels import cpu
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS = 128  # columns of a block: more of them would not stay in the cache
 

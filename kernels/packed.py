@@ -10,10 +10,15 @@ row's stream, low bits first, in 32-bit little-endian words; the last word ends 
 Eight codes fill `bits` whole bytes whatever the width, so the work is byte shifts on strided views.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +58,17 @@ class PackedTensor:
     zero_point: Tensor | None
     scheme: Scheme
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight [out, in] that the codes stand for.
 
-        Computed in float32 and rounded once to `dtype`. With `dtype` that of the scale this is
-        bit for bit what compressed-tensors computes: a product of two numbers of at most 8 and 11
-        (float16) significant bits is exact in float32.
+        Computed in float32 and rounded once to `dtype`, where that is another. With `dtype` that of
+        the scale this is bit for bit what compressed-tensors computes: a product of two numbers of
+        at most 8 and 11 (float16) significant bits is exact in float32.
         """
         out, columns = self.codes.shape
         size = columns if self.scheme.group_size == -1 else self.scheme.group_size
         weight = self.codes.float()
+        dtype = dtype or torch.float32
         if columns % size == 0:
             grouped = weight.view(out, self.scale.shape[1], size)
             if self.zero_point is not None:
@@ -75,7 +81,7 @@ class PackedTensor:
         weight *= self.scale.float()[:, group]
         return weight.to(dtype)
 
-    def rows(self, start: int, stop: int) -> "PackedTensor":
+    def rows(self, start: int, stop: int) -> PackedTensor:
         """Return the output rows `start:stop` as views."""
         zero = None if self.zero_point is None else self.zero_point[start:stop]
         return PackedTensor(self.codes[start:stop], self.scale[start:stop], zero, self.scheme)

@@ -4,12 +4,16 @@
 where there is no extension.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from unicomp.kernels import cpu
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COUNT = 8  # as in csrc/spans.h
 

@@ -9,16 +9,20 @@ Papers: ShortGPT, arXiv:2403.03853, section 3.1; a block of layers, arXiv:2403.1
 Differs: the layer before a gap is refitted so that its output is what the layers in the gap gave.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from unicomp.compress.axes import Axes, Shape
 from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut
-from unicomp.compress.importance import LayerScores
+
+if TYPE_CHECKING:
+    from unicomp.compress.importance import LayerScores
 
 
 class Depth(CutMethod):

@@ -7,15 +7,20 @@ document go to one pool of experts bear this well; ordinary mixtures of experts 
 Paper: none; the evidence for pools is EMO, https://github.com/allenai/EMO.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from unicomp.compress.axes import Axes, Shape
 from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
-from unicomp.compress.importance import LayerScores
+
+if TYPE_CHECKING:
+    from unicomp.compress.importance import LayerScores
 
 WARNING = (
     "experts of ordinary mixtures of experts share the work of every text: leaving some out costs "

@@ -7,17 +7,21 @@ so every KV head keeps as many query heads as any other.
 Papers: Minitron, arXiv:2407.14679, section 2.2; sink heads, arXiv:2601.06787.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 
 from unicomp.compress.axes import FUSED_HEADS, Axes, Shape
 from unicomp.compress.cut_method import CutMethod, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
-from unicomp.compress.importance import LayerScores
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from unicomp.compress.importance import LayerScores
 
 
 class Heads(CutMethod):

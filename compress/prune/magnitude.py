@@ -3,15 +3,19 @@
 The baseline that every other criterion is measured against.
 """
 
-from dataclasses import replace
-from typing import Literal, Self
+from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Self
+
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from unicomp.compress.method import Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Sparsity, Target, keep, parse
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Magnitude(PruneMethod):

@@ -10,11 +10,11 @@ Paper: SparseGPT, arXiv:2301.00774, algorithm 1; the walk as nearest plane, arXi
 Differs: with `drift: 0` these are its masks and weights.
 """
 
-from typing import ClassVar, cast
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar, cast
+
 from pydantic import Field
-from torch import Tensor
 
 from unicomp.compress.babai import nearest_plane, ordered
 from unicomp.compress.drift import moved
@@ -23,6 +23,10 @@ from unicomp.compress.masked import Cheapest, Mask, Masked, whole
 from unicomp.compress.method import Allocation, Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Sparsegpt(PruneMethod):

@@ -3,15 +3,19 @@
 Paper: arXiv:2306.11695, equation 1.
 """
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from pydantic import Field
-from torch import Tensor
 
 from unicomp.compress.method import Allocation, Need, Pruned, PruneMethod, Stats
 from unicomp.compress.sparsity import Target, keep
 from unicomp.errors import CheckpointError
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Wanda(PruneMethod):

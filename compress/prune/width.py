@@ -11,18 +11,22 @@ Differs: candidates are weighed by what is cut, not each scored; a rank by secon
 stays is refitted by least squares (`compress/compensate.py`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 
 from unicomp.compress.axes import FUSED_HEADS, Axes, Shape
 from unicomp.compress.cut_method import CutMethod, Goal, Losses, largest, refuse
 from unicomp.compress.cuts import Cut, LayerCut, best
-from unicomp.compress.importance import LayerScores
 from unicomp.compress.widths import LARGEST_MULTIPLE, STEPS, cost, even, multiple, multiples
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from unicomp.compress.importance import LayerScores
 
 MOST_HIDDEN = 0.4  # share of the hidden channels that may go
 MOST_GROUPS = 0.5

@@ -7,12 +7,12 @@ things may follow or precede the walk over the columns: `drift` moves the target
 Papers: GPTQ, arXiv:2210.17323; as Babai's nearest plane, arXiv:2507.18553.
 """
 
-from collections.abc import Iterator
-from typing import ClassVar, cast
+from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, cast
+
 from pydantic import Field
-from torch import Tensor
 
 from unicomp import machine
 from unicomp.compress import grid
@@ -25,6 +25,10 @@ from unicomp.compress.masked import Given, Mask, Masked, whole
 from unicomp.compress.method import Need, Pruning, QuantizeMethod, Solution, Stats
 from unicomp.errors import CheckpointError
 from unicomp.kernels.packed import Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 23  # weights at a time: rows are independent, so scratch need not grow with them
 PRUNED = 0.05  # share of zeros from where a weight counts as pruned

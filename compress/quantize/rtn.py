@@ -7,15 +7,18 @@ independent inputs of unit size).
 Paper: arXiv:2106.08295 surveys it, with the grids.
 """
 
-from typing import cast
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from unicomp.compress import grid
 from unicomp.compress.method import Pruning, QuantizeMethod, Solution, Stats
 from unicomp.compress.sparsity import keep
 from unicomp.kernels.packed import Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Rtn(QuantizeMethod):

@@ -6,16 +6,20 @@ the one of least squared error, or the mean magnitude of the group, as BitNet b1
 Papers: absmean scales, BitNet b1.58, arXiv:2402.17764; the walk, arXiv:2210.17323 and 2507.18553.
 """
 
-from typing import ClassVar, Literal, Self
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from unicomp.compress import grid
 from unicomp.compress.grid import Grid
 from unicomp.compress.quantize.gptq import Gptq
 from unicomp.kernels.packed import Scheme
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ternary(Gptq):

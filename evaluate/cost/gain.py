@@ -5,13 +5,15 @@ prompt of random ids, decode the rate of the tokens after it; a gain is the medi
 one rate over the other of the same round, with the least and the greatest.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from unicomp.later import torch
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32

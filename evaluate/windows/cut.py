@@ -1,16 +1,19 @@
 """A text read, tokenized and cut into windows, the same for a model and its baseline."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from unicomp import text
 from unicomp.checkpoint import Checkpoint
 from unicomp.errors import UnicompError, UnsupportedError
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 2048  # tokens of a window, unless asked for more
 

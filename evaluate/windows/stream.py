@@ -9,14 +9,17 @@ window: no logits are ever stored. Beside the two models, the memory in use is a
 and the models' own activations for at most `TOKENS` tokens, or one window.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from unicomp.errors import UnsupportedError
+from unicomp.later import torch
 from unicomp.metrics import WindowSums, join, window_sums
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOGITS = 1 << 26  # bytes of the logits of a batch, unless one window has more
 TOKENS = 4096
@@ -69,7 +72,6 @@ def sums(
     return join(parts)
 
 
-@torch.inference_mode()
 def _run(model: Any, ids: Tensor, states: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the logits for every token of the windows but the first, and the hidden states.
 
@@ -77,6 +79,7 @@ def _run(model: Any, ids: Tensor, states: bool) -> tuple[Tensor, tuple[Tensor, .
     states  as `sums` gives them on; none unless asked for
     """
     options = {"output_hidden_states": True} if states else {}
-    found = model(input_ids=ids.to(model.device), use_cache=False, **options)
+    with torch.inference_mode():
+        found = model(input_ids=ids.to(model.device), use_cache=False, **options)
     logits: Tensor = found.logits
     return logits[:, :-1], tuple(found.hidden_states) if states else ()

@@ -24,26 +24,26 @@ the form that every loader knows; with several, only anchored patterns and names
 a class name before it takes a fused q/k/v apart.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor
-
-from unicomp.checkpoint import DTYPES
 from unicomp.errors import UnsupportedError
 from unicomp.kernels import loader_facts as facts
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import PackedTensor, Scheme, pack_words, unpack_words, words
 from unicomp.kernels.targets import CLASSES, matches, patterns
+from unicomp.later import torch
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The release whose files these are, byte for byte; 0.18 made odd widths dense.
 VERSION = "0.20.0"
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +96,15 @@ class CompressedTensors(Format):
             return f"in_features {shape[1]} is not a multiple of group_size {scheme.group_size}"
         return None
 
-    def scale_dtype(self, dtype: str) -> torch.dtype:
+    def scale_dtype(self, dtype: str) -> str:
         """Return the model's own dtype: loaders create the scale in it, and would round to it."""
-        found = DTYPES[dtype]
-        return found if found in (torch.float32, torch.float16) else torch.bfloat16
+        return dtype if dtype in ("F32", "F16") else "BF16"
 
     def layout(self, module: str, shape: tuple[int, int], scheme: Scheme, dtype: str) -> list[Meta]:
         """Return the tensors of one weight [out, in]."""
         out, columns = shape
         groups = scheme.groups(columns)
-        kind = self.scale_dtype(dtype)
-        name = _NAMES[kind]
+        name = self.scale_dtype(dtype)
         rows, stored = (columns, out) if self.tallest else (out, columns)
         grid = (groups, out) if self.tallest else (out, groups)
         tensors = [

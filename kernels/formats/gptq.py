@@ -15,21 +15,24 @@ stores z. Version 1 cannot say z = 0, and tools disagree on its 3-bit fields, so
 symmetric 2, 4 and 8 bits only: what every loader reads. One file has one convention.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from unicomp.kernels import loader_facts as facts
 from unicomp.kernels.format import Format, Settled, Wish
 from unicomp.kernels.packed import PackedTensor, Scheme, pack_words, unpack_words, words
 from unicomp.kernels.targets import patterns
+from unicomp.later import torch
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (-1, 16, 32, 64, 128)
@@ -87,9 +90,9 @@ class Gptq(Format):
             return f"in_features {shape[1]} is not a multiple of group_size {scheme.group_size}"
         return None
 
-    def scale_dtype(self, dtype: str) -> torch.dtype:
+    def scale_dtype(self, dtype: str) -> str:
         """Return float16, whatever the model's dtype."""
-        return torch.float16
+        return "F16"
 
     def layout(self, module: str, shape: tuple[int, int], scheme: Scheme, dtype: str) -> list[Meta]:
         """Return the tensors of one weight [out, in]."""
@@ -98,7 +101,7 @@ class Gptq(Format):
         return [
             Meta(f"{module}.qweight", "I32", (words(columns, scheme.bits), out)),
             Meta(f"{module}.qzeros", "I32", (groups, words(out, scheme.bits))),
-            Meta(f"{module}.scales", "F16", (groups, out)),
+            Meta(f"{module}.scales", self.scale_dtype(dtype), (groups, out)),
             Meta(f"{module}.g_idx", "I32", (columns,)),
         ]
 

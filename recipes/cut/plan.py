@@ -13,9 +13,8 @@ from typing import Any
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.axes import NORMED_AFTER, Axes, Place, Shape, routed
+from unicomp.compress.counted import LOST_TOKENS, PIECE
 from unicomp.compress.cut_method import MOST_SHOWN, CutMethod, speedup
-from unicomp.compress.readout import PIECE
-from unicomp.compress.search import TOKENS
 from unicomp.errors import UnicompError
 from unicomp.hub import Source
 from unicomp.kernels.dense import DenseSource
@@ -276,7 +275,7 @@ def _memory(
             own = {"cut weights": cut, "least squares": _refit_bytes(axes, sizes)}
             moments.append(layer | own)
         if method.searches():
-            tokens = seq_len * min(samples, max(1, TOKENS // seq_len))
+            tokens = seq_len * min(samples, max(1, LOST_TOKENS // seq_len))
             states = {"states": 4 * tokens * axes.sizes.hidden * (len(axes.loose) + 2)}
             moments += [layer | states, states | {"head": _loss_bytes(axes, batch * seq_len)}]
         if method.compensate and not axes.model.tied:
@@ -372,7 +371,7 @@ def _times(
                     refitting += 2.0 * rows * columns**2
                     work["factor"] += columns**3 / 3 + 2.0 * rows * columns**2
     if method.searches():
-        share = min(1.0, TOKENS / tokens)
+        share = min(1.0, LOST_TOKENS / tokens)
         rounds = axes.sizes.layers - sizes.layers
         passes += share * rounds * len(axes.loose) / 2
     layers = axes.sizes.layers

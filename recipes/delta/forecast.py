@@ -13,9 +13,9 @@ from math import prod
 from typing import Any
 
 from unicomp.compress.allocate import FEW, GRACE, WEIGHED
+from unicomp.compress.counted import SCALE_BATCH
 from unicomp.compress.lowrank import EXACT, MANY, OVERSAMPLE, PASSES, SHORT
 from unicomp.compress.method import DeltaMethod
-from unicomp.compress.scales import BATCH
 from unicomp.errors import UnicompError
 from unicomp.kernels.delta import Layout
 from unicomp.kernels.delta_folder import PIECE, Stored
@@ -142,12 +142,12 @@ def _training(
     parameters = sum(prod(own.shape) for own in fates)
     matrices = [own for own in fates if own.kind == "delta"]
     planes = max(layout.planes for layout in method.layouts())
-    tokens = BATCH * calibration.length
+    tokens = SCALE_BATCH * calibration.length
     # Of each linear its input, what each plane gives, and their sum; of a layer the same again.
     linears = sum(sum(own.shape[-2:]) for own in matrices)
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    scores = 3 * layers * heads * BATCH * calibration.length**2
+    scores = 3 * layers * heads * SCALE_BATCH * calibration.length**2
     vocab = int(config.get("vocab_size") or 0)
     return {
         "models": 2 * 4 * parameters + max((4 * prod(own.shape) for own in fates), default=0),

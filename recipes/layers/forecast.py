@@ -5,13 +5,14 @@ experts of a pass are chosen so that the sum stays under a limit, and a limit th
 is declined.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from unicomp.checkpoint import DTYPES
+from unicomp.checkpoint import DTYPE_BITS
 from unicomp.compress.counted import compared, moment_bytes
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
 from unicomp.errors import UnsupportedError
@@ -111,7 +112,7 @@ def memory(
     half   linears multiply in bfloat16
     """
     if reads:
-        models = 2 * 4 * sum(torch.Size(info.shape).numel() for info in dense.tensors.values())
+        models = 2 * 4 * sum(math.prod(info.shape) for info in dense.tensors.values())
         vocab = int(dense.config.get("vocab_size") or 0)
         window = (context_length(dense.config) or 0) * vocab * 4
         logits = 2 * max(LOGITS, min(window, LONGEST * vocab * 4)) + 6 * max(32 << 20, vocab * 8)
@@ -199,8 +200,8 @@ def _nbytes(meta: Any) -> int:
 
 def _stored(dense: DenseSource, linear: Linear) -> int:
     """Return the bytes of a linear's weight in the source."""
-    dtype = DTYPES[dense.tensors[linear.part.tensor].dtype]
-    return linear.shape[0] * linear.shape[1] * dtype.itemsize
+    dtype = dense.tensors[linear.part.tensor].dtype
+    return linear.shape[0] * linear.shape[1] * DTYPE_BITS[dtype] // 8
 
 
 def _solver_bytes(method: LayerMethod, model: Model, targets: Collection[str]) -> int:

@@ -6,17 +6,18 @@ the output, how many windows are computed together under a memory limit. Memory 
 sum of named parts; time from counted operations and rates measured on this machine.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from unicomp import machine
-from unicomp.checkpoint import DTYPES, Checkpoint
+from unicomp.checkpoint import DTYPE_BITS, DTYPES, TORCH_NAMES, Checkpoint, is_float
 from unicomp.compress import counted
 from unicomp.compress.method import LayerMethod, Need, PruneMethod, QuantizeMethod
 from unicomp.compress.sparsity import Sparsity, notes, parse
@@ -35,6 +36,9 @@ from unicomp.recipes.schema import Recipe, Stage
 from unicomp.recipes.stage import throughput
 from unicomp.recipes.stage.planned import Fate, Planned
 from unicomp.writer import Meta
+
+if TYPE_CHECKING:
+    import torch
 
 # Axes whose scores need a text that no recipe names yet; only the builtin models bring one.
 READING = ("accuracy", "fidelity", "calibration", "safety")
@@ -99,7 +103,7 @@ class Plan(Planned):
     @property
     def params(self) -> int:
         """Parameters of the model: elements of all its plain tensors."""
-        return sum(torch.Size(fate.shape).numel() for fate in self.fates.values())
+        return sum(math.prod(fate.shape) for fate in self.fates.values())
 
     @property
     def sha256(self) -> str:
@@ -166,7 +170,7 @@ class Plan(Planned):
     @property
     def scale_dtype(self) -> torch.dtype:
         """The dtype in which scales are stored."""
-        return self.format.scale_dtype(self.dtype)
+        return DTYPES[self.format.scale_dtype(self.dtype)]
 
     def config(self, some: Collection[str] | None = None) -> dict[str, Any]:
         """Return the output's config.json.
@@ -421,8 +425,8 @@ def _check_patterns(method: LayerMethod, modules: list[str]) -> None:
 
 def _dtype(dense: DenseSource, model: Model) -> str:
     named = dense.config.get("dtype") or dense.config.get("torch_dtype")
-    for name, dtype in DTYPES.items():
-        if named is not None and str(dtype).removeprefix("torch.") == named:
+    for name, own in TORCH_NAMES.items():
+        if own == named:
             return name
     return dense.tensors[next(model.linears()).part.tensor].dtype
 
@@ -460,7 +464,7 @@ _WHY = {
 def _kept(dense: DenseSource, model: Model, name: str) -> Fate:
     stored = dense.tensors[name]
     role = model.roles[name]
-    size = torch.Size(stored.shape).numel() * DTYPES[stored.dtype].itemsize
+    size = stored.nbytes
     why = _WHY.get(role, "no linear of a decoder layer")
     return Fate(model.names[name], role, tuple(stored.shape), None, why, size, size)
 
@@ -482,13 +486,13 @@ def _linear(
     dense: DenseSource, linear: Linear, settled: Settled, pruner: PruneMethod | None, dtype: str
 ) -> Fate:
     stored = dense.tensors[linear.part.tensor]
-    if not DTYPES[stored.dtype].is_floating_point:
+    if not is_float(stored.dtype):
         raise CheckpointError(
             f"tensor `{linear.part.tensor}` of dtype `{stored.dtype}` is no weight",
             hint="config.json has no `quantization_config` that says what these integers mean; "
             "use the original checkpoint",
         )
-    size = linear.shape[0] * linear.shape[1] * DTYPES[stored.dtype].itemsize
+    size = linear.shape[0] * linear.shape[1] * DTYPE_BITS[stored.dtype] // 8
     sparsity = None if pruner is None else pruner.target(linear.module, linear.shape[1])
     scheme = settled.schemes[linear.module]
     why = settled.why.get(linear.module)

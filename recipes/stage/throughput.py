@@ -1,11 +1,13 @@
 """How fast this machine does what a run is made of: measured, stored, and what a plan rests on.
 
-`unicomp env --measure` measures and stores the rates for this user, one entry a number of threads;
-a plan takes the entry of its own processor, threads and release of torch. Where there is none it
-measures a float32 product and guesses the rest from what they came to beside one elsewhere: all of
-them would cost a plan a third of a second and 50 MB. Rates are those of the operations that a run
-calls, at sizes of a layer, not peaks of the processor.
+`unicomp env --measure` measures and stores the rates for this user; a plan takes the entry of its
+own processor, cores, release of torch and wish for threads. Where there is none it measures a
+float32 product and guesses the rest from what they came to beside one elsewhere. That product is
+numpy's: importing torch for its own would take longer than the plan. Rates are those of the
+operations that a run calls, at sizes of a layer, not peaks of the processor.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -18,18 +20,20 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from unicomp import machine
 from unicomp.compress.sparsity import Sparsity, Zeros, keep
 from unicomp.kernels import gram
 from unicomp.kernels.packed import Scheme
+from unicomp.later import torch
 
 NAME = "throughput.json"
-SCHEMA = "unicomp.throughput/1"
+SCHEMA = "unicomp.throughput/2"
+ASKED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # torch heeds them
+SIDE = 512  # rows and columns of the product that is timed
 # Seconds that Python and the libraries take to import where nobody has measured them here.
 START = 5.0
 # Of an operation a second of a float32 product, what the other rates came to on an AMD EPYC with
@@ -60,7 +64,7 @@ MODELS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
 class Rates:
     """What was measured.
 
-    threads      that products were made with
+    threads      that torch made products with; None: nobody asked it
     product      operations a second of a float32 product
     thin         of one that makes 128 rows, as solvers do that walk over columns
     half         of a bfloat16 product of torch
@@ -78,7 +82,6 @@ class Rates:
     stored       measured by `unicomp env --measure`, not just now
     """
 
-    threads: int
     product: float
     thin: float
     half: float
@@ -93,15 +96,16 @@ class Rates:
     hashing: float
     disk: float | None = None
     start: float = START
+    threads: int | None = None
     stored: bool = False
 
     def words(self) -> str:
         """Return what a forecast of time says of its basis."""
         product = f"{self.product / 1e9:.0f} GFLOP/s in float32"
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         if not self.stored:
             later = "the rest guessed from it: `unicomp env --measure` measures all"
-            return f"{product}, {threads}, measured just now, {later}"
+            return f"{product}, measured just now, {later}"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         others = f"{self.half / 1e9:.0f} in bfloat16, memory {self.memory / 1e9:.1f} GB/s"
         return f"{product}, {others}, {threads}, measured by `unicomp env --measure`"
 
@@ -111,12 +115,12 @@ class Rates:
 
 
 def rates() -> Rates:
-    """Return what is stored for this machine and number of threads, else what a product tells.
+    """Return what is stored for this machine and its settings, else what a product tells.
 
     That is the fastest of ten calls or more: in some processes most calls took ten times as long
     as in others of the same minute. Why is not known; threads that share a core would.
     """
-    return _stored() or _guessed(_product(min(_times(_square(), 0.05, least=10))))
+    return _stored() or _guessed(_product(min(_times(_quick(), 0.05, least=10))))
 
 
 def store(found: Rates) -> Path:
@@ -125,7 +129,7 @@ def store(found: Rates) -> Path:
     entries = _entries(path)
     values = asdict(found)
     del values["stored"]
-    entries[_key(found.threads)] = values
+    entries[_key()] = values
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"schema": SCHEMA, "measured": entries}, indent=1) + "\n"
     descriptor, fresh = tempfile.mkstemp(dir=path.parent)
@@ -140,7 +144,8 @@ def measure(seconds: float = 0.5) -> Rates:
 
     Each rate is the usual one of calls within so many seconds, and of three at least.
     """
-    product = _product(_usual(_square(), seconds))
+    square = torch.ones(SIDE, SIDE)
+    product = _product(_usual(lambda: square @ square, seconds))
     block, left, right = torch.ones(128, 1024), torch.ones(1024, 128), torch.ones(1024, 1024)
     thin = 2.0 * 128 * 1024**2 / _usual(lambda: torch.addmm(block, left.T, right), seconds)
     wide, weight = torch.ones(1024, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16()
@@ -192,15 +197,18 @@ def measure(seconds: float = 0.5) -> Rates:
     )
 
 
-def _square() -> Callable[[], Any]:
-    """Return a float32 product to be timed."""
-    single = torch.ones(512, 512)
-    return lambda: single @ single
+def _quick() -> Callable[[], Any]:
+    """Return a float32 product of numpy to be timed."""
+    # Here, not above: with stored rates nobody needs it.
+    import numpy as np
+
+    square = np.ones((SIDE, SIDE), np.float32)
+    return lambda: square @ square
 
 
 def _product(seconds: float) -> float:
     """Return operations a second of that product, which took so long."""
-    return 2.0 * 512**3 / seconds
+    return 2.0 * SIDE**3 / seconds
 
 
 def _guessed(product: float) -> Rates:
@@ -211,7 +219,6 @@ def _guessed(product: float) -> Rates:
         return product * beside[name]
 
     return Rates(
-        threads=torch.get_num_threads(),
         product=product,
         thin=of("thin"),
         half=of("half"),
@@ -301,9 +308,12 @@ def _file() -> Path:
     return Path(cache) / "unicomp" / NAME
 
 
-def _key(threads: int) -> str:
-    """Return what rates are good for: processor, threads and release of torch."""
-    return f"{machine.describe()['cpu']}, {threads} threads, torch {torch.__version__}"
+def _key() -> str:
+    """Return what rates are good for: processor, cores, torch and what its threads go by."""
+    about = machine.describe()
+    asked = [f"{name}={os.environ[name]}" for name in ASKED if name in os.environ]
+    release = metadata.version("torch")
+    return ", ".join([about["cpu"], f"{about['cores']} cores", f"torch {release}", *asked])
 
 
 def _entries(path: Path) -> dict[str, Any]:
@@ -320,7 +330,7 @@ def _entries(path: Path) -> dict[str, Any]:
 
 def _stored() -> Rates | None:
     """Return the stored rates of this machine; None without, or where they make no sense."""
-    entry = _entries(_file()).get(_key(torch.get_num_threads()))
+    entry = _entries(_file()).get(_key())
     if not isinstance(entry, dict):
         return None
     known = {one.name for one in fields(Rates)} - {"stored"}

@@ -10,15 +10,14 @@ tensor's dtype, shape and span, and the tensors' bytes back to back, row-major, 
 Files that hold pickles (`.bin`, `.pt`) can run code when loaded: they are refused.
 """
 
+from __future__ import annotations
+
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from unicomp import hashing
 from unicomp.errors import CheckpointError, UnsupportedError
@@ -36,6 +35,10 @@ from unicomp.folder import (
     read_config,
     unreadable,
 )
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANK_LIMIT = 64
 """Most dimensions of a tensor."""
@@ -50,7 +53,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 """Every safetensors dtype -> bits of one element."""
 
-_TORCH_NAMES = {
+TORCH_NAMES: Mapping[str, str] = {
     "F64": "float64", "I64": "int64", "U64": "uint64", "C64": "complex64",
     "F32": "float32", "I32": "int32", "U32": "uint32",
     "F16": "float16", "BF16": "bfloat16", "I16": "int16", "U16": "uint16",
@@ -59,12 +62,29 @@ _TORCH_NAMES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
+"""safetensors dtype -> its name in torch."""
 
-DTYPES: Mapping[str, torch.dtype] = {
-    name: getattr(torch, attribute)
-    for name, attribute in _TORCH_NAMES.items()
-    if hasattr(torch, attribute)
-}
+
+class _Dtypes(Mapping[str, "torch.dtype"]):
+    """What torch has of these; nobody asks it before somebody looks."""
+
+    def __getitem__(self, name: str) -> torch.dtype:
+        """Return torch's own; KeyError where it has none."""
+        found: torch.dtype | None = getattr(torch, TORCH_NAMES.get(name, ""), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of those that torch has."""
+        return (name for name, own in TORCH_NAMES.items() if hasattr(torch, own))
+
+    def __len__(self) -> int:
+        """Return how many torch has."""
+        return sum(1 for _ in self)
+
+
+DTYPES: Mapping[str, torch.dtype] = _Dtypes()
 """safetensors dtype -> torch dtype, as far as this torch has it."""
 
 
@@ -102,7 +122,7 @@ class Checkpoint:
     index: str | None
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
+    def open(cls, folder: Path) -> Checkpoint:
         """Read the configuration and all headers, and check whatever they show.
 
         Raises CheckpointError for anything broken, incomplete or inconsistent.
@@ -193,6 +213,11 @@ class Checkpoint:
             if progress is not None:
                 progress(done)
         return hashes
+
+
+def is_float(dtype: str) -> bool:
+    """Tell whether a safetensors dtype holds real numbers with a point."""
+    return dtype.startswith(("F", "BF"))
 
 
 def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,12 +7,18 @@ from logits to sums per window, a bounded number of positions at a time.
 Paper: EAR (expected acceptance) from SLQ, arXiv:2605.02404; one minus the total variation distance.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 CHUNK = 1 << 22  # elements of one float64 tensor of window_sums: 32 MiB
 

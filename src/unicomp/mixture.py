@@ -6,17 +6,20 @@ on. Each part's windows are drawn from that part alone, by the same seed, and st
 the other.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from unicomp import manifest, text
 from unicomp.errors import UnicompError
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARE = re.compile(r"=\s*[-+]?[.\d][^,=/]*(,|$)")  # what makes a text a mix
 WHOLE = 1e-6  # how far from 1 shares may add up, for thirds written out

@@ -8,19 +8,21 @@ Documents are joined by an empty line, and tokenized as one run. A BOS token sta
 window only where the tokenizer itself puts one first; it is context and is never predicted.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.folder import check_regular
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Purpose = Literal["calibration", "score"]
 
@@ -172,6 +174,9 @@ def token_bytes(tokenizer: Any, text: Text) -> Tensor | None:
     """
     if not getattr(tokenizer, "is_fast", False):
         return None
+    # Here, not above: plans import this file, and are to be quick.
+    import numpy as np
+
     parts: list[Tensor] = []
     for chunk in _chunks(text.documents):
         coded = tokenizer(

@@ -6,6 +6,8 @@ which is what lets an interrupted run go on: the files are already whole in size
 of the run says which tensors they hold. `publish` gives a finished folder its final name.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -16,13 +18,15 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from unicomp.checkpoint import DTYPE_BITS, DTYPES, little_endian, stored_shape
 from unicomp.errors import CheckpointError, UnicompError
 from unicomp.folder import INDEX, SINGLE, quote, unreadable
+from unicomp.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FRESH = ".new"  # suffix of a file that is not whole yet
 

@@ -1,6 +1,8 @@
 """`unicomp plan`: each tensor's fate in words, and nothing done."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,17 @@ from unicomp.cli.plan import scheme_words, unnumbered
 from unicomp.kernels.packed import Scheme
 
 Capture = pytest.CaptureFixture[str]
+
+# Prints of each line of its input how the command ended, and whether torch was there then.
+QUICK = """
+import contextlib, io, sys
+from unicomp.cli.main import exit_code
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()):
+        ended = exit_code(line.split())
+    print(ended, "torch" in sys.modules, line.strip())
+"""
+TARGETS = "transformers>=5,vllm==0.33,llama.cpp"
 
 
 def test_words() -> None:
@@ -96,3 +109,32 @@ def test_loaders_without_rules_are_refused(words: list[str], says: str, capsys: 
     assert out == ""
     assert says in err
     assert (err.count("error: "), err.count("hint: ")) == (1, 1)
+
+
+def test_what_reads_headers_does_not_wait_for_torch() -> None:
+    """It takes seconds to import, the plan of a large model less than one.
+
+    A recipe's schema has the options of all methods there are.
+    """
+    commands = [
+        "quantize --help",
+        "recipes schema",
+        "inspect builtin:tinyworld",
+        f"plan w4-rtn builtin:tinyworld --target {TARGETS} --json",
+        "plan quickstart builtin:tinyworld",
+        "plan w2-ternary builtin:tinyworld --set calibration.seq_len=256",
+        "plan prune-quantize builtin:tinyworld",
+        "plan prune-distill-quantize builtin:tinyworld",
+        "plan width-25 builtin:tinyworld",
+        "quantize builtin:tinyworld --method rtn --dry-run",
+        "delta compress builtin:tinyworld-pirate --base builtin:tinyworld --dry-run",
+    ]
+    computes = "generate builtin:tinyworld --prompt Tom --max-new-tokens 1"
+    found = subprocess.run(
+        [sys.executable, "-c", QUICK],
+        input="\n".join([*commands, computes]),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert found == [*(f"0 False {words}" for words in commands), f"0 True {computes}"]

@@ -56,12 +56,12 @@ def test_each_set_is_left_out(
 def test_only_so_many_tokens_are_measured(
     tiny_model: Callable[..., Path], opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first windows that make `TOKENS` tokens, and one where that is less than a window."""
+    """The first windows that make `LOST_TOKENS`, and one where that is less than a window."""
     ids = torch.randint(4, 128, (4, 32), generator=torch.Generator().manual_seed(0))
     folder = tiny_model("llama")
     for tokens, windows in ((64, 2), (10, 1)):
-        monkeypatch.setattr(search, "TOKENS", tokens)
+        monkeypatch.setattr(search, "LOST_TOKENS", tokens)
         few = losses(folder, opened, ids, [()])
-        monkeypatch.setattr(search, "TOKENS", 1 << 20)
+        monkeypatch.setattr(search, "LOST_TOKENS", 1 << 20)
         assert few == losses(folder, opened, ids[:windows], [()])
         assert few != losses(folder, opened, ids, [()])

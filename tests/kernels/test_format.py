@@ -81,7 +81,7 @@ def test_what_is_settled_is_stored_as_laid_out_and_read_back(
         if scheme is None:
             assert settled.format.scheme(config, wish.module) is None
             continue
-        packed = random(wish.shape, scheme, settled.format.scale_dtype(dtype), seed)
+        packed = random(wish.shape, scheme, DTYPES[settled.format.scale_dtype(dtype)], seed)
         tensors = settled.format.pack(wish.module, packed)
         metas = settled.format.layout(wish.module, wish.shape, scheme, dtype)
         assert [meta.name for meta in metas] == list(tensors)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from unicomp.checkpoint import Checkpoint
+from unicomp.checkpoint import DTYPES, Checkpoint
 from unicomp.kernels import format as formats
 from unicomp.kernels.format import Wish
 from unicomp.kernels.packed import PackedTensor, Scheme
@@ -75,9 +75,8 @@ def coded_model(
                 continue
             linear = linears[name]
             schemes[linear.module] = own
-            codes = _codes(
-                linear.shape, own, settled.format.scale_dtype(named), index, ternary, one_scale
-            )
+            kind = DTYPES[settled.format.scale_dtype(named)]
+            codes = _codes(linear.shape, own, kind, index, ternary, one_scale)
             metas += settled.format.layout(linear.module, linear.shape, own, named)
             packed |= settled.format.pack(linear.module, codes)
         folder = tmp_path_factory.mktemp(f"{arch}-coded")
