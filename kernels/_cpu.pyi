@@ -118,3 +118,21 @@ def attention(
     threads: int,
     /,
 ) -> None: ...
+def attention_newest(
+    query: int,
+    query_strides: tuple[int, int, int],
+    key: int,
+    key_strides: tuple[int, int, int],
+    value: int,
+    value_strides: tuple[int, int, int],
+    out: int,
+    batch: int,
+    heads: int,
+    key_heads: int,
+    tokens: int,
+    width: int,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...
+def attention_newest_usable() -> bool: ...

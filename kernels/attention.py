@@ -1,7 +1,8 @@
 """Attention as transformers' `sdpa` computes it, where there is a faster way.
 
 A prompt in bfloat16 goes to a kernel of ours (`causal.py`): torch attends in bfloat16 more slowly
-than in float32. One new token is attended to with the heads that share keys side by side.
+than in float32. So does one new token, where the processor has no instructions for bfloat16; where
+it has, that token is attended to with the heads that share keys side by side.
 
 Where several query heads read the same keys and values, transformers hands torch one row of queries
 a head, and torch multiplies head by head: 128 products of one row for 32 heads and 560 tokens. The
@@ -48,6 +49,8 @@ def forward(
     batch, heads, tokens, width = query.shape
     groups = key.shape[1]
     plain = _plain(query, key, value, attention_mask, dropout, kwargs)
+    if plain and causal.usable_newest(query, key, value):
+        return causal.attend_newest(query, key, value, scale=_scale(query, scaling)), None
     if plain and tokens == 1 and heads != groups:
         rows = query.reshape(batch, groups, heads // groups, width)
         mixed = scaled_dot_product_attention(rows, key, value, scale=scaling)

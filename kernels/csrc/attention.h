@@ -1,11 +1,12 @@
-/* Causal attention of whole windows in bfloat16: no query sees a key behind its own place.
+/* Attention in bfloat16: causally of whole windows, where no query sees a key behind its own place,
+ * and of the newest token of a window, which sees all.
  *
  *     weight[q][k] = softmax over k <= q of scale * sum over d of query[q][d] * key[k][d]
  *     out[q][d]    = sum over k of weight[q][k] * value[k][d]
  *
- * Products are of bfloat16 numbers, summed in float32; weights are float32 until they are rounded
- * to bfloat16 for the second product, and their sum is taken before. Several heads may read one
- * head of keys and values.
+ * Products are of bfloat16 numbers, summed in float32. Of whole windows, weights are float32 until
+ * they are rounded to bfloat16 for the second product, and their sum is taken before; of the newest
+ * token they stay float32. Several heads may read one head of keys and values.
  */
 #ifndef UC_ATTENTION_H
 #define UC_ATTENTION_H
@@ -29,5 +30,11 @@ struct uc_attention {
 
 /* Where uc_gram_usable. Returns 0 where there is no memory for a copy of keys and values. */
 int uc_attention(const struct uc_attention *attention, unsigned threads);
+
+/* The same of one query a head, the newest: what it is in `own` is the last of `tokens`, and out is
+ * [batch][heads][width]. Where uc_attention_newest_usable. Returns 0 where there is no memory for
+ * its weights. */
+int uc_attention_newest_usable(void);
+int uc_attention_newest(const struct uc_attention *attention, unsigned threads);
 
 #endif

@@ -250,8 +250,8 @@ static PyObject *spans(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *attention(PyObject *self, PyObject *args) {
-    (void)self;
+static PyObject *attend(PyObject *args, int (*usable)(void),
+                        int (*compute)(const struct uc_attention *, unsigned)) {
     address query, key, value, out;
     Py_ssize_t strides[3][3], batch, heads, key_heads, tokens, width;
     float scale;
@@ -265,8 +265,8 @@ static PyObject *attention(PyObject *self, PyObject *args) {
                 tokens < 0 || width < 1 || width % UC_WIDTH_STEP || width > UC_WIDTH_MAX;
     for (int i = 0; i < 9; i++)
         wrong |= strides[i / 3][i % 3] < 0;
-    if (wrong || !uc_gram_usable()) {
-        PyErr_SetString(PyExc_ValueError, "sizes out of range, or no bfloat16 instructions");
+    if (wrong || !usable()) {
+        PyErr_SetString(PyExc_ValueError, "sizes out of range, or not the instructions");
         return NULL;
     }
     struct uc_heads given[3];
@@ -286,11 +286,26 @@ static PyObject *attention(PyObject *self, PyObject *args) {
                                      .out = AT(uint16_t, out)};
     int done;
     PyThreadState *python = PyEval_SaveThread();
-    done = uc_attention(&own, threads ? threads : 1);
+    done = compute(&own, threads ? threads : 1);
     PyEval_RestoreThread(python);
     if (done)
         Py_RETURN_NONE;
     return PyErr_NoMemory();
+}
+
+static PyObject *attention(PyObject *self, PyObject *args) {
+    (void)self;
+    return attend(args, uc_gram_usable, uc_attention);
+}
+
+static PyObject *attention_newest(PyObject *self, PyObject *args) {
+    (void)self;
+    return attend(args, uc_attention_newest_usable, uc_attention_newest);
+}
+
+static PyObject *attention_newest_usable(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return PyBool_FromLong(uc_attention_newest_usable());
 }
 
 static PyObject *norm(PyObject *self, PyObject *args) {
@@ -331,6 +346,9 @@ static PyMethodDef methods[] = {
     {"block", block, METH_VARARGS, "Lay a quantized weight out in panels."},
     {"nearest", nearest, METH_VARARGS, "Round one block of columns of nearest plane."},
     {"attention", attention, METH_VARARGS, "Attend causally over whole windows in bfloat16."},
+    {"attention_newest", attention_newest, METH_VARARGS, "Attend to all keys with one token."},
+    {"attention_newest_usable", attention_newest_usable, METH_NOARGS,
+     "Tell whether `attention_newest` runs on this machine."},
     {"norm", norm, METH_VARARGS, "Divide rows by their root mean square and weigh their numbers."},
     {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
     {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},

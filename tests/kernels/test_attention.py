@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from unicomp.kernels import attention, causal, gram
+from unicomp.kernels import attention, causal, cpu, gram
 
 SOME = torch.zeros(1, 1, dtype=torch.bfloat16)
 needed = pytest.mark.skipif(not gram.usable(SOME), reason="no bfloat16 instructions, or no kernels")
@@ -95,6 +95,26 @@ def test_what_plain_attention_cannot_do_is_left_to_transformers() -> None:
     assert torch.equal(found, wanted)
     with pytest.raises(ValueError, match="softcap"):
         attention.forward(module(3), query, key, value, None, scaling=0.3, softcap=30.0)
+
+
+def test_one_token_in_bfloat16_goes_to_the_kernel_where_torch_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query, key, value = inputs(2, 3, torch.bfloat16)
+    if not causal.usable_newest(query, key, value):
+        pytest.skip("no AVX2, or torch has instructions for bfloat16")
+    found, _ = attention.forward(module(3), query, key, value, None)
+    assert torch.equal(found, causal.attend_newest(query, key, value, scale=0.25))
+    monkeypatch.setattr(causal, "attend_newest", None)
+    other, _ = attention.forward(module(3), query.float(), key.float(), value.float(), None)
+    assert error(other, plain(query, key, value, 0.25)) < LIMIT[torch.float32]
+    mask = torch.ones(2, 1, 1, 37, dtype=torch.bool)
+    for given in ({"attention_mask": mask}, {"attention_mask": None, "dropout": 0.1}):
+        attention.forward(module(3), query, key, value, **given)
+    query.requires_grad_()
+    assert attention.forward(module(3), query, key, value, None)[0].requires_grad
+    monkeypatch.setattr(cpu, "_missing", "taken away")
+    assert not causal.usable_newest(query, key, value)
 
 
 @needed
