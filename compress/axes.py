@@ -304,14 +304,14 @@ class Axes:
             count = always + loose // max(len(self.loose), 1) * (len(self.loose) - gone)
             if place.expert is not None:
                 count = count // self.sizes.experts * sizes.experts
-            yield count, replace(place.meta, shape=place.shape(sizes)), place.inside
+            yield count, place.meta._replace(shape=place.shape(sizes)), place.inside
 
     def _groups(self) -> dict[Place, tuple[int, int]]:
         """Return one of all tensors alike -> how many stand in layers that stay, and in others."""
         found: dict[Place, tuple[int, int]] = {}
         for place in self.places.values():
             expert = None if place.expert is None else 0
-            one = replace(place, meta=replace(place.meta, name=""), layer=None, expert=expert)
+            one = replace(place, meta=place.meta._replace(name=""), layer=None, expert=expert)
             always, loose = found.get(one, (0, 0))
             free = place.layer in self.loose
             found[one] = (always + (not free), loose + free)
@@ -328,7 +328,7 @@ class Axes:
         for name, place in self.places.items():
             table = self.model.roles.get(name) == "embedding"
             if table and (not self.model.tied or "pos" in name or "wpe" in name):
-                tables += replace(place.meta, shape=place.shape(sizes)).nbytes
+                tables += place.meta._replace(shape=place.shape(sizes)).nbytes
         idle = experts - experts * chosen // max(sizes.experts, 1)
         return self.nbytes(sizes) - tables - idle
 

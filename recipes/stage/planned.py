@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from unicomp.checkpoint import Checkpoint
 from unicomp.compress.method import Method
@@ -43,8 +43,7 @@ def decline(
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Fate:
+class Fate(NamedTuple):
     """What becomes of one tensor.
 
     name       the module's name for a linear of a layer, else the tensor's, both in the output

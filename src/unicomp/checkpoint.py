@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from unicomp import hashing
 from unicomp.errors import CheckpointError, UnsupportedError
@@ -91,8 +91,7 @@ DTYPES: Mapping[str, torch.dtype] = _Dtypes()
 _Kind = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where one tensor lies.
 
     shape   in elements; an `F4` tensor reads as torch's pairs, its last dimension halved

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from unicomp.errors import CheckpointError, UnsupportedError
 
@@ -128,8 +128,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Where on disk a weight lies: a whole tensor, or rows of one expert of a 3-D tensor.
 
     tensor  name on disk
@@ -142,8 +141,7 @@ class Part:
     rows: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(NamedTuple):
     """One linear of a decoder layer.
 
     module      its name in a checkpoint, without `.weight`

@@ -14,11 +14,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from unicomp.checkpoint import DTYPE_BITS, DTYPES, little_endian, stored_shape
 from unicomp.errors import CheckpointError, UnicompError
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 _FRESH = ".new"  # suffix of a file that is not whole yet
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """A tensor to write: its safetensors dtype and its shape in elements."""
 
     name: str
