@@ -100,7 +100,7 @@ def old_words() -> Output:
     """Three bits as compressed-tensors wrote them before 0.18: ten codes a word."""
     found = made(scheme=Scheme(3, 32))
     tensors = {
-        name: replace(meta, shape=(meta.shape[0], -(-found.known[name[:-14]][1] // 10)))
+        name: meta._replace(shape=(meta.shape[0], -(-found.known[name[:-14]][1] // 10)))
         if name.endswith(".weight_packed")
         else meta
         for name, meta in found.tensors.items()
