@@ -58,7 +58,7 @@ test-exhaustive: $(STAMP)
 # AMX is modelled (tests/kernels/csrc_driver): every machine then runs its tiles.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 MODEL := -DUC_AMX_MODEL=uc_panels_scalar -I$(CURDIR)/tests/kernels/csrc_driver
-SANITIZED := $(addprefix tests/kernels/test_,cpu.py nearest.py gram.py causal.py spans.py norm.py)
+SANITIZED := $(addprefix tests/kernels/test_,cpu.py nearest.py gram.py causal.py spans.py norm.py head.py)
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
 
 sanitize: $(STAMP)

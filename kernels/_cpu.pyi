@@ -62,6 +62,17 @@ def nearest(
     threads: int,
     /,
 ) -> None: ...
+def head_usable() -> bool: ...
+def head(
+    x: int,
+    weight: int,
+    out: int,
+    tokens: int,
+    rows: int,
+    columns: int,
+    threads: int,
+    /,
+) -> None: ...
 def norm(
     x: int,
     weight: int,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unicomp.errors import UnicompError, UnsupportedError
 from unicomp.kernels import backend as backends
+from unicomp.kernels import head
 from unicomp.kernels.blocked import Blocked, Compute, kind_of, unblock
 from unicomp.kernels.packed import PackedTensor, Scheme
 
@@ -155,27 +156,34 @@ class PackedLinear(nn.Module):
 class DenseLinear(nn.Linear):
     """A linear of bfloat16 that is not packed, in a model that is otherwise: mostly its head.
 
-    For one token oneDNN reads such a weight at half the rate of memory, torch's own product at all
-    of it (head of 131 MB, 2 threads: 13 and 23 GB/s; torch 2.13, AVX-512 with bfloat16): so
-    oneDNN is switched off around it, and torch has its threads back if a step took them. The
-    switch belongs to the process, hence the lock.
+    Where the processor has no instructions for bfloat16, a kernel multiplies a few tokens
+    (`head.py`). Where it has, oneDNN reads such a weight for one token at half the rate of memory,
+    torch's own product at all of it (head of 131 MB, 2 threads: 13 and 23 GB/s; torch 2.13, AVX-512
+    with bfloat16): so oneDNN is switched off around it, and torch has its threads back if a step
+    took them. The switch belongs to the process, hence the lock.
     """
 
     _switch = Lock()
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
-        """Return a layer with the very weight and bias of another."""
+        """Return a layer with the very weight and bias of another; the weight may move."""
         with torch.device("meta"):
             found = cls(linear.in_features, linear.out_features, linear.bias is not None)
         found.weight, found.bias = linear.weight, linear.bias
+        head.settle(found.weight)
         return found.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product; x is floating [..., in]."""
-        switch: Any = torch.backends.mkldnn
-        if torch.compiler.is_compiling() or x.numel() > self.in_features:
+        if torch.compiler.is_compiling() or x.numel() > head.TOKENS * self.in_features:
             return super().forward(x)
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if self.bias is None and not learns and head.usable(x, self.weight):
+            return head.multiply(x, self.weight)
+        if x.numel() > self.in_features:
+            return super().forward(x)
+        switch: Any = torch.backends.mkldnn
         with self._switch:
             before, taken = switch.enabled, backends.return_cores()
             switch.enabled = False

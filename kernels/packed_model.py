@@ -122,7 +122,12 @@ def load(
             machine.return_freed_memory()
         return found
 
-    for name, place in _places(network, zeros).items():
+    places = _places(network, zeros)
+    if places and kind == torch.bfloat16:  # before there are panels: a weight may move
+        for place, other in list(network.named_modules()):
+            if type(other) is nn.Linear and place not in places.values():
+                network.set_submodule(place, DenseLinear.of(other))
+    for name, place in places.items():
         old: Any = network.get_submodule(place)
         new: nn.Module
         if name in stored.mixtures:
@@ -132,10 +137,6 @@ def load(
             new = packed(name, old.bias)
         network.set_submodule(place, new.eval())
     layers = [own for own in network.modules() if isinstance(own, PackedLinear)]
-    if layers and kind == torch.bfloat16:
-        for place, other in list(network.named_modules()):
-            if type(other) is nn.Linear:
-                network.set_submodule(place, DenseLinear.of(other))
     known: Any = network  # attributes that its class does not declare
     if layers and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(attention.NAME)

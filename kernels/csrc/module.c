@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "gram.h"
+#include "head.h"
 #include "isa.h"
 #include "nearest.h"
 #include "norm.h"
@@ -308,6 +309,38 @@ static PyObject *attention_newest_usable(PyObject *self, PyObject *nothing) {
     return PyBool_FromLong(uc_attention_newest_usable());
 }
 
+static PyObject *head(PyObject *self, PyObject *args) {
+    (void)self;
+    address x, weight, out;
+    Py_ssize_t tokens, rows, columns;
+    unsigned threads;
+    if (!PyArg_ParseTuple(args, "KKKnnnI", &x, &weight, &out, &tokens, &rows, &columns, &threads))
+        return NULL;
+    if (tokens < 0 || tokens > UC_HEAD_TOKENS || rows < 0 || columns < 1 ||
+        columns % UC_HEAD_STEP || !uc_head_usable()) {
+        PyErr_SetString(PyExc_ValueError, "sizes out of range, or not the instructions");
+        return NULL;
+    }
+    const struct uc_head own = {.x = AT(const uint16_t, x),
+                                .weight = AT(const uint16_t, weight),
+                                .out = AT(uint16_t, out),
+                                .tokens = (size_t)tokens,
+                                .rows = (size_t)rows,
+                                .columns = (size_t)columns};
+    int done;
+    PyThreadState *python = PyEval_SaveThread();
+    done = uc_head(&own, threads ? threads : 1);
+    PyEval_RestoreThread(python);
+    if (done)
+        Py_RETURN_NONE;
+    return PyErr_NoMemory();
+}
+
+static PyObject *head_usable(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return PyBool_FromLong(uc_head_usable());
+}
+
 static PyObject *norm(PyObject *self, PyObject *args) {
     (void)self;
     address x, weight, out;
@@ -349,6 +382,8 @@ static PyMethodDef methods[] = {
     {"attention_newest", attention_newest, METH_VARARGS, "Attend to all keys with one token."},
     {"attention_newest_usable", attention_newest_usable, METH_NOARGS,
      "Tell whether `attention_newest` runs on this machine."},
+    {"head", head, METH_VARARGS, "Multiply a few tokens with a dense weight in bfloat16."},
+    {"head_usable", head_usable, METH_NOARGS, "Tell whether `head` runs on this machine."},
     {"norm", norm, METH_VARARGS, "Divide rows by their root mean square and weigh their numbers."},
     {"gram_usable", gram_usable, METH_NOARGS, "Tell whether `gram` runs on this machine."},
     {"gram", gram, METH_VARARGS, "Add products of activations, summed over tokens, to a total."},
