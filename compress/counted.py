@@ -13,6 +13,28 @@ SCALE_BATCH = 4  # windows a step while a delta's scales are trained, as in the 
 PIECE = 1 << 24  # elements of the head, and of logits, in memory at once
 
 
+Alike = Sequence[tuple[Layer, int]]
+"""One layer of each kind, and how many there are."""
+
+
+def alike(layers: Sequence[Layer], targets: Collection[str]) -> Alike:
+    """Sort layers by kind, of which most models have few.
+
+    Of one kind are layers with linears of the same shapes in the same places, experts or not,
+    targets or not: what is counted here comes to the same for all of them.
+    """
+    kinds: dict[object, tuple[Layer, int]] = {}
+    for layer in layers:
+        kind = tuple(
+            tuple((one.shape, one.expert is None, one.module in targets) for one in shared)
+            for step in layer.steps
+            for shared in (*step, ())
+        )
+        first, count = kinds.get(kind, (layer, 0))
+        kinds[kind] = first, count + 1
+    return list(kinds.values())
+
+
 def moment_bytes(columns: int, cross: bool = False) -> int:
     """Return the bytes that one input's statistics take, with the cross statistic or without."""
     return 4 * columns * columns * (2 if cross else 1)

@@ -8,12 +8,12 @@ is declined.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from unicomp.checkpoint import DTYPE_BITS
-from unicomp.compress.counted import compared, moment_bytes
+from unicomp.compress.counted import alike, compared, moment_bytes
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
 from unicomp.errors import UnsupportedError
 from unicomp.evaluate.windows.cut import LONGEST
@@ -121,21 +121,20 @@ def memory(
         rest = memory(recipe, method, dense, model, targets, limit, False, half)
         parts = max((scoring, rest.parts), key=lambda parts: sum(parts.values()))
         return replace(rest, parts=parts)
+    layers = [layer for layer, _ in alike(model.layers, targets)]
     if not method.wants() or recipe.calibration is None:
         parts = {
             "imports": LIBRARIES,
-            "solver": _solver_bytes(method, model, targets),
+            "solver": _solver_bytes(method, layers, targets),
             "weights": max(_stored(dense, linear) for linear in model.linears()),
             "pieces read": HASHED + min(CHECKED, max(map(_nbytes, dense.tensors.values()))),
         }
         decline(parts, limit)
         return Memory(parts, 1, 0, False, most(parts))
-    largest = max(_layer_bytes(layer, half) for layer in model.layers)
+    largest = max(_layer_bytes(layer, half) for layer in layers)
     cross = Need.CROSS in method.wants()
     seq_len, samples = recipe.calibration.length, recipe.calibration.samples
-    inputs = [
-        shared[0].shape[1] for layer in model.layers for step in layer.steps for shared in step
-    ]
+    inputs = [shared[0].shape[1] for layer in layers for step in layer.steps for shared in step]
 
     def gathered(columns: int, cross: bool) -> int:
         second = Need.HESSIAN in method.wants()
@@ -143,12 +142,12 @@ def memory(
 
     together = max(
         sum(gathered(s[0].shape[1], cross and s[0].expert is None) for s in step)
-        for layer in model.layers
+        for layer in layers
         for step in layer.steps
     )
     least = gathered(max(inputs), cross)
-    widest = max(max(linear.shape) for linear in model.linears())
-    solver = _solver_bytes(method, model, targets)
+    widest = max(max(linear.shape) for layer in layers for linear in layer.linears())
+    solver = _solver_bytes(method, layers, targets)
     fixed = {
         "imports": LIBRARIES,
         "weights": largest,
@@ -159,7 +158,7 @@ def memory(
     kept = samples * seq_len * columns * (2 if half else 4)
 
     if isinstance(method, PruneMethod):  # pruned weights stay until the layer is written
-        fixed["pruned weights"] = max(_layer_bytes(layer, False) for layer in model.layers)
+        fixed["pruned weights"] = max(_layer_bytes(layer, False) for layer in layers)
 
     def forecast(batch: int, moments: int, held: bool) -> dict[str, int]:
         """Return the parts; activations have gone when a linear is solved, some of them in vain."""
@@ -204,7 +203,7 @@ def _stored(dense: DenseSource, linear: Linear) -> int:
     return linear.shape[0] * linear.shape[1] * DTYPE_BITS[dtype] // 8
 
 
-def _solver_bytes(method: LayerMethod, model: Model, targets: Collection[str]) -> int:
+def _solver_bytes(method: LayerMethod, layers: Sequence[Layer], targets: Collection[str]) -> int:
     """Return the most bytes that solving one stack of linears takes, with the stack itself.
 
     What reads one input is stacked where it is quantized with statistics; else each goes alone.
@@ -212,7 +211,7 @@ def _solver_bytes(method: LayerMethod, model: Model, targets: Collection[str]) -
     alone = isinstance(method, PruneMethod) or not method.wants()
     sizes = [
         ((max if alone else sum)(rows), shared[0].shape[1])
-        for layer in model.layers
+        for layer in layers
         for step in layer.steps
         for shared in step
         if (rows := [one.shape[0] for one in shared if one.module in targets])

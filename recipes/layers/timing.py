@@ -9,7 +9,7 @@ passes over what it reads and writes, each of which a temporary of torch makes o
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from unicomp.compress.counted import compared
+from unicomp.compress.counted import Alike, alike, compared
 from unicomp.compress.method import LayerMethod, Need, PruneMethod
 from unicomp.kernels.dense import DenseSource
 from unicomp.models import Layer, Model
@@ -43,20 +43,22 @@ def times(
     bytes_out  of the output's tensors
     """
     parts = {"start-up": rates.start} | around(_bytes(dense), bytes_out, rates)
-    tokens = 0
+    layers = alike(model.layers, targets)
     if method.wants() and recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.length
         seq_len = recipe.calibration.length
         width, chosen = hidden_size(dense.config), _chosen(dense)
         work: dict[str, float] = {}
-        for layer in model.layers:
-            _add(work, _forward(layer, tokens, seq_len, width, chosen, half))
+        for layer, count in layers:
+            _add(work, _forward(layer, tokens, seq_len, width, chosen, half), count)
             if Need.CROSS in method.wants():
-                _add(work, _forward(layer, tokens, seq_len, width, chosen, half, statistics=False))
-                _add(work, {"states": 4.0 * tokens * sum(compared(layer, targets).values())})
+                again = _forward(layer, tokens, seq_len, width, chosen, half, statistics=False)
+                _add(work, again, count)
+                kept = {"states": 4.0 * tokens * sum(compared(layer, targets).values())}
+                _add(work, kept, count)
         parts["forward"] = rates.seconds(work)
-        parts["moments"] = rates.seconds(_moments(method, model, targets, tokens, chosen))
-    parts["solving"] = rates.seconds(_solving(method, model, targets))
+        parts["moments"] = rates.seconds(_moments(method, layers, targets, tokens, chosen))
+    parts["solving"] = rates.seconds(_solving(method, layers, targets))
     order = ("start-up", "reading", "forward", "moments", "solving", "writing")
     return {name: parts[name] for name in order if name in parts}
 
@@ -117,16 +119,16 @@ def _forward(
 
 
 def _moments(
-    method: LayerMethod, model: Model, targets: Collection[str], tokens: int, chosen: int
+    method: LayerMethod, layers: Alike, targets: Collection[str], tokens: int, chosen: int
 ) -> dict[str, float]:
     """Return the work of what is gathered: half of a symmetric product, the whole of a cross one.
 
     Rates are of symmetric products by their half.
     """
     moments = memory = 0.0
-    for layer in model.layers:
+    for layer, count in layers:
         for step in layer.steps:
-            share = min(1.0, chosen / len(step))
+            share = count * min(1.0, chosen / len(step))
             for shared in step:
                 if not any(one.module in targets for one in shared):
                     continue
@@ -139,16 +141,16 @@ def _moments(
     return {"moments": moments, "memory": memory}
 
 
-def _solving(method: LayerMethod, model: Model, targets: Collection[str]) -> dict[str, float]:
+def _solving(method: LayerMethod, layers: Alike, targets: Collection[str]) -> dict[str, float]:
     """Return the work of all solvers; what is stacked shares a factor."""
     alone = isinstance(method, PruneMethod) or not method.wants()
     shapes: Counter[tuple[int, int]] = Counter()
-    for layer in model.layers:
+    for layer, count in layers:
         for step in layer.steps:
             for shared in step:
                 rows = [one.shape[0] for one in shared if one.module in targets]
                 for own in rows if alone or not rows else [sum(rows)]:
-                    shapes[own, shared[0].shape[1]] += 1
+                    shapes[own, shared[0].shape[1]] += count
     work: dict[str, float] = {}
     for shape, count in shapes.items():
         one = method.solve_work(*shape)
@@ -164,6 +166,6 @@ def _bytes(dense: DenseSource) -> int:
     return sum(int(meta.nbytes) for meta in dense.tensors.values())
 
 
-def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+def _add(total: dict[str, float], more: Mapping[str, float], count: int = 1) -> None:
     for kind, amount in more.items():
-        total[kind] = total.get(kind, 0.0) + amount
+        total[kind] = total.get(kind, 0.0) + count * amount
