@@ -3,7 +3,7 @@
 `unicomp env --measure` measures and stores the rates for this user; a plan takes the entry of its
 own processor, cores, release of torch and wish for threads. Where there is none it measures a
 float32 product and guesses the rest from what they came to beside one elsewhere. That product is
-numpy's: importing torch for its own would take longer than the plan. Rates are those of the
+numpy's: importing torch for its own would take longer than most plans. Rates are those of the
 operations that a run calls, at sizes of a layer, not peaks of the processor.
 """
 

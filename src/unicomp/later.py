@@ -1,6 +1,6 @@
 """Torch, imported when something of it is first used.
 
-A plan reads headers and adds up sizes; importing torch would take longer than all of that. So what
+A plan reads headers and adds up sizes; importing torch took most of its time and memory. So what
 plans import takes torch from here, and names its types in annotations only. Python 3.15 has this
 in the language: PEP 810, `lazy import torch`.
 """

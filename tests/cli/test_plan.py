@@ -112,7 +112,7 @@ def test_loaders_without_rules_are_refused(words: list[str], says: str, capsys: 
 
 
 def test_what_reads_headers_does_not_wait_for_torch() -> None:
-    """It takes seconds to import, the plan of a large model less than one.
+    """It takes longer to import than most plans take.
 
     A recipe's schema has the options of all methods there are.
     """
