@@ -44,8 +44,8 @@ _taken = local()  # `count`: torch's threads before `take_cores`, in a thread of
 
 
 @cache
-def _dtypes() -> dict[torch.dtype, int]:
-    """Return the dtypes of activations and scales, as in csrc/layout.h."""
+def dtypes() -> dict[torch.dtype, int]:
+    """Return the dtypes of activations, scales and norms -> their numbers in csrc/layout.h."""
     return {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -139,7 +139,7 @@ def linear(
     shapes do not agree or the panels do not have the bytes that their sizes say.
     """
     _require()
-    dtype = _dtypes().get(x.dtype)
+    dtype = dtypes().get(x.dtype)
     if dtype is None or not x.is_cpu:
         raise UnsupportedError(
             f"activations are {x.dtype} on `{x.device}`",
@@ -174,7 +174,7 @@ def linear(
         columns,
         weight.scheme.group_size,
         weight.scheme.symmetric,
-        _dtypes()[weight.scale_dtype],
+        dtypes()[weight.scale_dtype],
         compute == "exact",
         threads(),
     )
@@ -191,7 +191,7 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
     _require()
     rows, columns = (int(size) for size in tensor.codes.shape)
     scheme, scale, zeros = tensor.scheme, tensor.scale.contiguous(), tensor.zero_point
-    if scale.dtype not in _dtypes():
+    if scale.dtype not in dtypes():
         raise UnsupportedError(f"scales are {scale.dtype}", hint="use 16-bit floats or float32")
     if (zeros is None) != scheme.symmetric:
         raise ValueError("a weight has zero points where it is asymmetric, and only there")
@@ -221,7 +221,7 @@ def block(tensor: PackedTensor, kind: Kind, out: Tensor | None = None) -> Blocke
         columns,
         scheme.group_size,
         scheme.symmetric,
-        _dtypes()[scale.dtype],
+        dtypes()[scale.dtype],
         threads(),
     )
     return weight
@@ -309,7 +309,7 @@ def _check_weight(weight: Blocked) -> None:
         raise ValueError("panels must be contiguous uint8 on the CPU")
     if not 1 <= weight.shape[0] <= data.numel() // 4:  # 16 rows take 64 bytes or more
         raise ValueError(f"{data.numel()} bytes of panels cannot hold {weight.shape[0]} rows")
-    if weight.scale_dtype not in _dtypes():
+    if weight.scale_dtype not in dtypes():
         raise UnsupportedError(
             f"scales are {weight.scale_dtype}", hint="use 16-bit floats or float32"
         )

@@ -21,7 +21,6 @@ LANES = (8, 16, 4)
 FEW = 32768
 """Numbers from which torch shares a sum among its threads; up to here, it is one thread's."""
 WIDTH_MAX = 16384  # as in csrc/norm.h
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in csrc/layout.h
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, lanes: int) -> Tensor:
@@ -38,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, lanes: int) -> Tensor:
 
     width = x.shape[-1]
     if not (
-        x.dtype == weight.dtype in _DTYPES
+        x.dtype == weight.dtype in cpu.dtypes()
         and x.is_cpu
         and weight.is_cpu
         and x.is_contiguous()
@@ -56,7 +55,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, lanes: int) -> Tensor:
         out.data_ptr(),
         x.numel() // width,
         width,
-        _DTYPES[x.dtype],
+        cpu.dtypes()[x.dtype],
         eps,
         lanes,
     )
@@ -90,7 +89,7 @@ class RMSNorm(nn.Module):
             return None
         if list(module.state_dict()) != ["weight"] or weight.dim() != 1 or not cpu.available():
             return None
-        if not weight.is_cpu or weight.dtype not in _DTYPES or weight.numel() > WIDTH_MAX:
+        if not weight.is_cpu or weight.dtype not in cpu.dtypes() or weight.numel() > WIDTH_MAX:
             return None
         found = (cls(weight, eps, lanes) for lanes in LANES)
         return next((one.train(module.training) for one in found if one._repeats(module)), None)
