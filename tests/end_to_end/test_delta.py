@@ -96,7 +96,7 @@ def pair(
     return name, recovery_of((str(base), f"{base}-ft-shakespeare", held), folder)
 
 
-@pytest.mark.parametrize("ratio", [1 / 8, 1 / 4])
+@pytest.mark.parametrize("ratio", [pytest.param(1 / 8, marks=pytest.mark.slow), 1 / 4])
 def test_methods_stand_in_order(pair: tuple[str, Recovery], ratio: float) -> None:
     _, recovery = pair
     plus, published = recovery("dqrelo-plus", ratio), recovery("dqrelo", ratio)

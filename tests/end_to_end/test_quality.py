@@ -54,6 +54,7 @@ def ordered(model: Path, calibration: str, held_out: str, tmp_path: Path) -> flo
     return default
 
 
+@pytest.mark.slow
 def test_tinyworld(tmp_path: Path) -> None:
     """The embedded model: per channel at most 0.0050."""
     model = builtin.model("tinyworld")

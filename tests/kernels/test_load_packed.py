@@ -467,6 +467,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
 def test_loading_takes_little_more_than_the_file(tiny_model: Tiny, tmp_path: Path) -> None:
     """16 million weights: 62 MB in float32, 8 MB packed."""

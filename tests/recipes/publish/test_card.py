@@ -33,7 +33,10 @@ def snippets(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("kind", ["compressed-tensors", "pruned", "gptq"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("compressed-tensors", "pruned")]
+
+
+@pytest.mark.parametrize("kind", [*SLOW, "gptq"])
 def test_every_snippet_runs_or_says_that_it_was_not_run(
     kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
