@@ -20,7 +20,7 @@ LANES = (8, 16, 4)
 """Numbers of float32 in a register of torch's build, which say in what order it sums."""
 FEW = 32768
 """Numbers from which torch shares a sum among its threads; up to here, it is one thread's."""
-WIDTH_MAX = 16384  # as in csrc/norm.h
+WIDTH_MAX = cpu.SPAN_MAX  # as in csrc/norm.h
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, lanes: int) -> Tensor:
